@@ -1,0 +1,222 @@
+"""Everything that can go wrong, by the names that the state machines retry or stop on.
+
+    SchemaHubError
+    ├── BadInput                  somebody wrote something that cannot be meant: nothing was done
+    │   ├── UnknownExchange       no mapping of that name
+    │   ├── UnknownProduct        the exchange does not list it
+    │   ├── BadProductId          not of the form BASE-QUOTE
+    │   ├── BadMapping            a mapping file breaks its JSON Schema
+    │   ├── BadStateInput         a payload of a state machine lacks or has too much
+    │   ├── SchemaVersionMismatch a payload of another release: start a new execution
+    │   ├── BadConfig             an environment variable or config/products.json is wrong
+    │   └── BadQuery              the SQL of a query is not accepted
+    ├── ExchangeError             the exchange's answer is not usable
+    │   ├── ExchangeUnavailable   5xx, time-out, no connection: retried, counted by the breaker
+    │   ├── RateLimited           429 or 418: everybody was slowed, retried
+    │   ├── ResponseInterrupted   the body broke off: retried
+    │   ├── MalformedResponse     not the JSON that the mapping describes (HTML, NaN, a bomb)
+    │   ├── EmptyPage             200 and no rows where rows must be
+    │   ├── IncompletePage        rows are missing inside the page, confirmed by no second look
+    │   ├── PageConflict          one id, two different trades
+    │   ├── HeadBehindWatermark   the exchange's newest id is older than what we hold
+    │   └── ExchangeRefused       4xx: our request is wrong, or we are not let in
+    ├── ThrottleError
+    │   ├── SlotRefused           the next free slot is further away than the caller can wait
+    │   └── CircuitOpen           the breaker keeps everybody away from the exchange for a while
+    ├── LockError
+    │   ├── LockBusy              somebody else holds it
+    │   └── LockLost              somebody else took it: this worker may write nothing more
+    ├── StateError
+    │   ├── MirrorAhead           S3 knows more than DynamoDB: a restored table, a human must look
+    │   ├── CorruptState          an item lacks what it must have
+    │   ├── RawConflict           the same range with other content: an alarm, never an overwrite
+    │   ├── RawMissing            a committed segment's raw object is gone or does not match its hash
+    │   ├── IncompleteChunks      chunks of the plan are not there: the prefix is committed, redrive
+    │   └── Replan                the watermark is not where the plan began
+    ├── TransformError
+    │   ├── QuarantineExceeded    more rows do not map than the mapping tolerates
+    │   └── UnmappedField         a field that the contract says to fail on
+    └── PublishError
+        ├── CommitConflict        the table moved or the answer was lost: retried after a look
+        └── StaleBatch            a batch mixes published and unpublished segments: list again
+
+An error says which stream and range it is about, what happened, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class SchemaHubError(Exception):
+    """Root of the tree. ``remedy`` is one sentence that a person can act on."""
+
+    remedy = "See docs/operations.md."
+
+    def __init__(self, message: str, *, stream: object = None, span: tuple[int, int] | None = None,
+                 remedy: str | None = None) -> None:
+        self.stream = str(stream) if stream is not None else None
+        self.span = span
+        self.reason = message
+        if remedy:
+            self.remedy = remedy
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        where = f"{self.stream}: " if self.stream else ""
+        span = f" [{self.span[0]}..{self.span[1]}]" if self.span else ""
+        return f"{where}{self.reason}{span}. {self.remedy}"
+
+
+class BadInput(SchemaHubError):
+    remedy = "Correct the input and start again; nothing was changed."
+
+
+class UnknownExchange(BadInput):
+    remedy = "Use an exchange that has a file in mappings/, or add one (docs/adding-an-exchange.md)."
+
+
+class UnknownProduct(BadInput):
+    remedy = "Check the product with `schemahub update-seed --dry-run`; a delisted one has to be removed from the seed."
+
+
+class BadProductId(BadInput):
+    remedy = "Write products as BASE-QUOTE in capitals and digits, for example BTC-USD."
+
+
+class BadMapping(BadInput):
+    remedy = "Correct the mapping file; mappings/mapping.schema.json describes every key."
+
+
+class BadStateInput(BadInput):
+    remedy = "Start the state machine with {\"schema_version\": 1} and only documented keys."
+
+
+class SchemaVersionMismatch(BadInput):
+    remedy = "This execution was started by another release: start a new execution instead of a redrive."
+
+
+class BadConfig(BadInput):
+    remedy = "Correct the parameter or config/products.json (`schemahub update-seed` writes it)."
+
+
+class BadQuery(BadInput):
+    remedy = "Write one SELECT over the table `trades`; `schemahub query --help` shows examples."
+
+
+class ExchangeError(SchemaHubError):
+    remedy = "It is retried; if it stays, look at the exchange's status page and redrive the execution."
+
+
+class ExchangeUnavailable(ExchangeError):
+    pass
+
+
+class RateLimited(ExchangeError):
+    remedy = "Everybody was slowed down; if it repeats, lower the LimitShare parameter."
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, **kwargs: object) -> None:
+        super().__init__(message, **kwargs)  # type: ignore[arg-type]
+        self.retry_after_s = retry_after_s
+
+
+class ResponseInterrupted(ExchangeError):
+    pass
+
+
+class MalformedResponse(ExchangeError):
+    remedy = "Nothing was stored. If it stays, compare the exchange's answer with its mapping (`schemahub exchange try`)."
+
+
+class EmptyPage(ExchangeError):
+    remedy = "An empty answer is never taken for a finished range; it is asked again. If it stays, redrive later."
+
+
+class IncompletePage(ExchangeError):
+    remedy = "The missing ids are asked for again; redrive the execution if the exchange lags."
+
+
+class PageConflict(ExchangeError):
+    remedy = "Nothing was stored for this chunk. Ask the exchange which of the two is right, then redrive."
+
+
+class HeadBehindWatermark(ExchangeError):
+    remedy = "The stream is halted: a stale node, a relisting with new ids, or a delisting. Check by hand before you go on."
+
+
+class ExchangeRefused(ExchangeError):
+    remedy = "The exchange refuses the request itself; check the mapping and whether your region is served."
+
+
+class ThrottleError(SchemaHubError):
+    remedy = "It is retried with backoff; nothing was sent."
+
+
+class SlotRefused(ThrottleError):
+    pass
+
+
+class CircuitOpen(ThrottleError):
+    remedy = "The exchange failed repeatedly; one probe at a time tests whether it is back. Retried."
+
+
+class LockError(SchemaHubError):
+    remedy = "Another execution works on it; wait for it or for the lease to run out (90 s)."
+
+
+class LockBusy(LockError):
+    pass
+
+
+class LockLost(LockError):
+    remedy = "Another execution took over; this worker stopped without writing."
+
+
+class StateError(SchemaHubError):
+    pass
+
+
+class MirrorAhead(StateError):
+    remedy = "DynamoDB was probably restored from a backup. Compare the two and repair by hand before the next run."
+
+
+class CorruptState(StateError):
+    remedy = "Compare the item with its mirror in S3 and repair it; the stream is halted until then."
+
+
+class RawConflict(StateError):
+    remedy = "The stored object was kept. Compare the two answers of the exchange before you go on."
+
+
+class RawMissing(StateError):
+    remedy = "Restore the object's version in S3 (the bucket keeps old versions), then redrive."
+
+
+class IncompleteChunks(StateError):
+    remedy = "What was complete is committed. Redrive the execution: only the missing chunks run again."
+
+
+class Replan(StateError):
+    remedy = "Another run moved the watermark; the next execution plans from there."
+
+
+class TransformError(SchemaHubError):
+    pass
+
+
+class QuarantineExceeded(TransformError):
+    remedy = "The rows lie in quarantine/ with their reasons. Correct the mapping, or raise quarantine.max_share in it."
+
+
+class UnmappedField(TransformError):
+    remedy = "The exchange sends a new field: add it to the mapping or set on_new_field: keep."
+
+
+class PublishError(SchemaHubError):
+    pass
+
+
+class CommitConflict(PublishError):
+    remedy = "It is retried after a look at the table."
+
+
+class StaleBatch(PublishError):
+    remedy = "Start the transform again: it lists what is still to be published."

@@ -1,0 +1,234 @@
+"""Words and arithmetic of a stream's line: positions, intervals, chunks, segments and how they tile.
+
+Everything here is a pure function over values. Intervals are closed: ``Interval(3, 5)`` holds 3, 4 and 5.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from schemahub.errors import BadProductId, BadStateInput, CorruptState
+
+PREFIX = "schemahub/"
+MAX_POSITION = 2**63 - 1
+ABSENT_CLASSES = ("exchange_skipped", "halted", "not_yet", "lost")
+
+_EXCHANGE = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_PRODUCT = re.compile(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}")
+_DATASET = re.compile(r"[a-z]{1,16}")
+
+
+class Interval(NamedTuple):
+    """A closed range of positions."""
+
+    first: int
+    last: int
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first + 1
+
+
+class Absent(NamedTuple):
+    """A range of ids that the exchange did not deliver twice, with the class of the hole."""
+
+    first: int
+    last: int
+    kind: str
+
+
+@dataclass(frozen=True, order=True)
+class Stream:
+    """One (exchange, product, dataset): the unit of locking, of watermarks and of proof."""
+
+    exchange: str
+    product: str
+    dataset: str = "trades"
+
+    def __post_init__(self) -> None:
+        for value, pattern, name in ((self.exchange, _EXCHANGE, "exchange"), (self.product, _PRODUCT, "product"),
+                                     (self.dataset, _DATASET, "dataset")):
+            if not isinstance(value, str) or not pattern.fullmatch(value):
+                raise BadProductId(f"{name} {str(value)[:60]!r} is not valid")
+
+    def __str__(self) -> str:
+        return f"{self.exchange}#{self.product}#{self.dataset}"
+
+    @classmethod
+    def parse(cls, text: str) -> Stream:
+        """The inverse of ``str``; also takes ``exchange:PRODUCT``."""
+        parts = re.split("[#:]", text)
+        if not 2 <= len(parts) <= 3:
+            raise BadProductId(f"{text[:60]!r} is not exchange:PRODUCT")
+        return cls(*parts)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Stream:
+        if not isinstance(value, dict) or not {"exchange", "product"} <= value.keys():
+            raise BadStateInput(f"{str(value)[:80]!r} is not a stream")
+        return cls(value["exchange"], value["product"], value.get("dataset", "trades"))
+
+    def to_json(self) -> dict[str, str]:
+        return {"exchange": self.exchange, "product": self.product, "dataset": self.dataset}
+
+    @property
+    def lock_id(self) -> str:
+        return f"stream#{self}"
+
+    @property
+    def raw_prefix(self) -> str:
+        return f"{PREFIX}raw_{self.exchange}_{self.dataset}/{self.product}/"
+
+    @property
+    def mirror_key(self) -> str:
+        """The mirror's key. Only ``trades`` exists today, so the dataset is not part of it (design §11)."""
+        return f"{PREFIX}checkpoints/{self.exchange}/{self.product}.json"
+
+
+def position(value: Any, name: str = "position") -> int:
+    """``value`` as a position, refusing floats, booleans, strings and what does not fit 63 bits."""
+    if type(value) is not int or not 0 <= value <= MAX_POSITION:
+        raise BadStateInput(f"{name} {str(value)[:40]!r} is not an integer between 0 and 2^63-1")
+    return value
+
+
+@dataclass(frozen=True, order=True)
+class Chunk:
+    """A planned closed range of positions that one worker fetches."""
+
+    first: int
+    last: int
+
+    def __post_init__(self) -> None:
+        position(self.first, "first")
+        position(self.last, "last")
+        if self.first > self.last:
+            raise BadStateInput(f"chunk begins at {self.first}, after its end {self.last}")
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first + 1
+
+    @classmethod
+    def from_json(cls, value: Any) -> Chunk:
+        if not isinstance(value, dict) or value.keys() != {"first", "last"}:
+            raise BadStateInput(f"{str(value)[:80]!r} is not a chunk")
+        return cls(value["first"], value["last"])
+
+    def to_json(self) -> dict[str, int]:
+        return {"first": self.first, "last": self.last}
+
+
+@dataclass(frozen=True)
+class RawObject:
+    """A durable raw object and what is known of its content.
+
+    ``sha256`` is that of the uncompressed lines, so that it does not depend on a compressor's version.
+    """
+
+    key: str
+    first: int
+    last: int
+    count: int
+    sha256: str
+    absent: tuple[Absent, ...] = ()
+
+    def check(self) -> None:
+        """Count and holes must explain every position of the range."""
+        missing = sum(a.last - a.first + 1 for a in self.absent)
+        if self.count + missing != self.last - self.first + 1:
+            raise CorruptState(f"{self.key} holds {self.count} rows and {missing} absent ids, "
+                               f"which do not fill the range", span=(self.first, self.last))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A committed chunk: a tile on the stream's line, naming the raw object that proves it."""
+
+    stream: Stream
+    first: int
+    last: int
+    count: int
+    absent: tuple[Absent, ...]
+    raw_key: str
+    sha256: str
+    source: str
+    run_id: str
+    commit_id: str
+    committed_at: int
+    """Milliseconds since the epoch; it becomes ``ingest_ts``, so that a replayed transform writes the same bytes."""
+    published_in: str | None = field(default=None, compare=False)
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.first, self.last)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"stream": self.stream.to_json(), "first": self.first, "last": self.last, "count": self.count,
+                "absent": [list(a) for a in self.absent], "raw_key": self.raw_key, "sha256": self.sha256,
+                "source": self.source, "run_id": self.run_id, "commit_id": self.commit_id,
+                "committed_at": self.committed_at}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Segment:
+        fields = dict(value, stream=Stream.from_json(value["stream"]),
+                      absent=tuple(Absent(*a) for a in value["absent"]))
+        fields.pop("published_in", None)
+        return cls(**fields)
+
+
+def merge(intervals: Iterable[tuple[int, int]]) -> list[Interval]:
+    """Sorted, disjoint, with neighbours that touch joined."""
+    merged: list[Interval] = []
+    for first, last in sorted((i[0], i[1]) for i in intervals):
+        if merged and first <= merged[-1].last + 1:
+            merged[-1] = Interval(merged[-1].first, max(merged[-1].last, last))
+        else:
+            merged.append(Interval(first, last))
+    return merged
+
+
+def gaps(intervals: Iterable[tuple[int, int]], within: tuple[int, int]) -> list[Interval]:
+    """What of ``within`` the intervals leave open."""
+    holes: list[Interval] = []
+    at = within[0]
+    for first, last in merge(intervals):
+        if first > within[1]:
+            break
+        if first > at:
+            holes.append(Interval(at, first - 1))
+        at = max(at, last + 1)
+    if at <= within[1]:
+        holes.append(Interval(at, within[1]))
+    return holes
+
+
+def covers(intervals: Iterable[tuple[int, int]], wanted: tuple[int, int]) -> bool:
+    """Whether every position of ``wanted`` is in one of the intervals."""
+    return not gaps(intervals, wanted)
+
+
+def overlapping(intervals: Sequence[tuple[int, int]]) -> list[tuple[Interval, Interval]]:
+    """Neighbouring pairs that share a position: must be empty for committed segments."""
+    ordered = sorted(Interval(*i[:2]) for i in intervals)
+    return [(a, b) for a, b in zip(ordered, ordered[1:], strict=False) if b.first <= a.last]
+
+
+def runs(positions: Iterable[int]) -> list[Interval]:
+    """Sorted positions as intervals."""
+    return merge((p, p) for p in positions)
+
+
+def continuous_prefix(base: int, chunks: Sequence[Chunk], finished: set[Chunk]) -> list[Chunk]:
+    """The longest run of finished chunks that follows ``base`` without a hole (design §5, Commit)."""
+    prefix: list[Chunk] = []
+    end = base
+    for chunk in sorted(chunks):
+        if chunk.first != end + 1 or chunk not in finished:
+            break
+        prefix.append(chunk)
+        end = chunk.last
+    return prefix
