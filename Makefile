@@ -1,0 +1,88 @@
+# SchemaHub: everything a developer runs. `make help` lists it.
+# Needs python3 >= 3.11 (with venv), make, git and a package index; Node.js is optional (one ASL check uses it).
+
+PYTHON ?= python3
+VENV := .venv
+VENV_AWS := .venv-aws
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+UV_PIN := $(shell sed -n 's/^uv==/uv==/p' requirements.in)
+ASL_VALIDATOR := asl-validator@4.0.0
+WORKERS ?= 2
+
+export SAM_CLI_TELEMETRY := 0
+export PYTHONDONTWRITEBYTECODE :=
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-crash lint fmt bench build lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+setup: $(VENV)/.stamp $(VENV_AWS)/.stamp ## Create the two environments (done by every other target when needed)
+
+run: setup ## Whole pipeline on this machine: embedded AWS, real deploy, simulated exchanges, table, proof
+	@$(BIN)/python -m local.demo
+
+test: setup node_modules/.stamp ## All tests (CI runs this): fast ones in parallel, then the deployed stack, then with IAM enforced
+	$(BIN)/pytest -n $(WORKERS) $(wildcard tests/unit tests/property tests/crash tests/deploy)
+	$(BIN)/pytest tests/integration
+	AUTH=true $(BIN)/pytest tests/integration -m end_to_end
+
+test-crash: setup ## The crash tests at soak length (CRASH_ROUNDS=600)
+	SCHEMAHUB_CRASH_ROUNDS=$(or $(CRASH_ROUNDS),600) $(BIN)/pytest -n $(WORKERS) --timeout 3600 tests/crash
+
+lint: setup ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fmt: setup ## Format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## Measure; writes what docs quote
+	$(BIN)/python -m bench
+
+build: setup ## sam build for the cloud (arm64)
+	$(BIN)/sam build --cached
+
+lock: $(VENV)/.stamp ## Resolve requirements*.in again into the lock files
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q \
+		requirements.in -o requirements.lock
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q \
+		requirements-aws.in -o requirements-aws.lock
+
+clean: ## Stop the local stack; remove its data, builds and caches (keeps the environments)
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m local.stack down; fi
+	rm -rf .schemahub .aws-sam build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis node_modules
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
+
+# --- environments: a stamp each, so that a second run costs nothing -------------------------------------------
+
+$(VENV)/bin/uv: requirements.in
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "SchemaHub needs Python 3.11 or newer: set PYTHON=/path/to/python3")'
+	@$(PYTHON) -c 'import venv, ensurepip' || { echo "Python's venv module is missing: on Debian, apt-get install python3-venv" >&2; exit 1; }
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check "$(UV_PIN)"
+	@touch $@
+
+$(VENV)/.stamp: $(VENV)/bin/uv requirements.lock pyproject.toml
+	$(UV) pip sync -q --python $(BIN)/python requirements.lock
+	$(UV) pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV_AWS)/.stamp: $(VENV)/.stamp requirements-aws.lock
+	[ -x $(VENV_AWS)/bin/python ] || $(UV) venv -q --python $(BIN)/python $(VENV_AWS)
+	$(UV) pip sync -q --python $(VENV_AWS)/bin/python requirements-aws.lock
+	@touch $@
+
+# The ASL validator is a Node.js program; without npm its test is skipped and says so.
+node_modules/.stamp:
+	@mkdir -p node_modules
+	@if command -v npm >/dev/null; then \
+		npm install --no-save --no-package-lock --no-audit --no-fund --loglevel=error $(ASL_VALIDATOR) \
+			|| echo "npm could not install $(ASL_VALIDATOR): the ASL test is skipped" >&2; \
+	else echo "no npm: the ASL test is skipped" >&2; fi
+	@touch $@

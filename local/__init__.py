@@ -1,0 +1,1 @@
+"""SchemaHub on one machine: the embedded AWS, the exchange simulator and the demo. In no Lambda layer."""
