@@ -298,8 +298,8 @@ class Throttle:
     def _usable(self, cost: float, expected: int) -> int:
         """How many slots in a row this worker reaches in time, going by the time between its last requests."""
         wanted = max(1, min(expected, self._batch))
-        if self._last_us is None or wanted == 1:
-            return wanted
+        if self._last_us is None:
+            return 1
         gap = max(0, self._now_us() - self._last_us)
         self._pace_us = max(gap, (self._pace_us + gap) // 2)
         behind = self._pace_us - self.bucket.interval_us(cost)
