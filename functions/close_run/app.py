@@ -1,0 +1,13 @@
+"""CloseRun: release the process locks and list the streams that failed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schemahub import events, ingest
+from schemahub.runtime import Deps, handler_of
+
+
+@handler_of(events.CloseRun)
+def handler(event: events.CloseRun, deps: Deps) -> dict[str, Any]:
+    return ingest.close_run(event, deps)

@@ -1,0 +1,114 @@
+"""Committing: the watermark moves over finished chunks in one fenced transaction, and after doubt we look.
+
+A transaction that fails, or whose answer is lost, is never repeated blindly: ``_look`` reads what is there and says which
+of the outcomes it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from schemahub.clock import Clock
+from schemahub.ledger import MAX_SEGMENTS_PER_TRANSACTION, Ledger
+from schemahub.locks import Lease, Locks
+from schemahub.streams import RawObject, Segment, Stream
+
+MAX_TRIES = 6
+PASSING = ("TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded")
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The segments are in the ledger: by this call, or (``already``) by an earlier one whose answer was lost."""
+
+    high: int
+    already: bool = False
+
+
+@dataclass(frozen=True)
+class Superseded:
+    """Somebody else's commit covers or contradicts the plan: the watermark is at ``high`` now."""
+
+    high: int | None
+
+
+@dataclass(frozen=True)
+class Fenced:
+    """The lock has another holder: nothing was written and nothing may be."""
+
+
+Outcome = Committed | Superseded | Fenced
+
+
+def segment_of(stream: Stream, raw: RawObject, run_id: str, source: str, now_ms: int) -> Segment:
+    """The segment that a raw object proves. Its ``commit_id`` depends on nothing but stream, range and content."""
+    identity = f"{stream}|{raw.first}|{raw.last}|{raw.key}|{raw.sha256}"
+    return Segment(stream=stream, first=raw.first, last=raw.last, count=raw.count, absent=raw.absent, raw_key=raw.key,
+                   sha256=raw.sha256, source=source, run_id=run_id,
+                   commit_id=hashlib.sha256(identity.encode()).hexdigest(), committed_at=now_ms)
+
+
+def commit_segments(ledger: Ledger, locks: Locks, lease: Lease, segments: Sequence[Segment], base: int | None,
+                    clock: Clock) -> Outcome:
+    """Commit continuous segments that follow ``base``; several transactions when there are many.
+
+    Args:
+        segments: ascending and without a hole, the first at ``base + 1`` (anywhere for a new stream, ``base`` None).
+    """
+    outcome: Outcome = Superseded(base)
+    for start in range(0, len(segments), MAX_SEGMENTS_PER_TRANSACTION):
+        group = segments[start:start + MAX_SEGMENTS_PER_TRANSACTION]
+        outcome = _commit_group(ledger, locks, lease, group, base, clock)
+        if not isinstance(outcome, Committed):
+            return outcome
+        base = group[-1].last
+    return outcome
+
+
+def _commit_group(ledger: Ledger, locks: Locks, lease: Lease, group: Sequence[Segment], base: int | None,
+                  clock: Clock) -> Outcome:
+    for attempt in range(MAX_TRIES):
+        try:
+            ledger.commit(locks, lease, group, base, clock.now_ms())
+            return Committed(group[-1].last)
+        except (ClientError, BotoCoreError) as error:
+            outcome = _look(ledger, locks, lease, group, base)
+            if outcome is not None:
+                return outcome
+            if attempt == MAX_TRIES - 1 or not _passing(error):
+                raise
+            clock.sleep(0.1 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _look(ledger: Ledger, locks: Locks, lease: Lease, group: Sequence[Segment], base: int | None) -> Outcome | None:
+    """What really happened; None when nothing did and the transaction may be tried again."""
+    mark = ledger.watermark(group[0].stream)
+    if mark is not None and mark.high >= group[-1].last:
+        there = [ledger.segment(s.stream, s.first) for s in group]
+        if all(t is not None and t.commit_id == s.commit_id for t, s in zip(there, group, strict=True)):
+            return Committed(mark.high, already=True)
+        return Superseded(mark.high)
+    if (mark.high if mark else None) != base:
+        return Superseded(mark.high if mark else None)
+    holder = locks.holder(lease.lock_id)
+    if holder is None or (holder.owner, holder.fence) != (lease.owner, lease.fence):
+        return Fenced()
+    return None
+
+
+def _passing(error: Exception) -> bool:
+    """Whether a transaction that changed nothing failed for a reason that goes away."""
+    if isinstance(error, BotoCoreError):
+        return True
+    assert isinstance(error, ClientError)
+    reasons: list[dict[str, Any]] = error.response.get("CancellationReasons", [])  # type: ignore[assignment]
+    codes = {r.get("Code") for r in reasons} - {"None", None}
+    if error.response["Error"]["Code"] != "TransactionCanceledException":
+        return error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500 or "Throttl" in str(error)
+    return not codes or codes <= set(PASSING)

@@ -1,0 +1,160 @@
+"""The payloads of the state machines, typed: what is missing, unknown or wrong is refused before anything is done."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from schemahub.streams import MAX_POSITION, Chunk, Stream
+
+Position = Annotated[int, Field(strict=True, ge=0, le=MAX_POSITION)]
+
+
+def _plan_key(value: str) -> str:
+    if not re.fullmatch(r"schemahub/plans/[A-Za-z0-9_-]{1,80}(/[A-Za-z0-9_.-]{1,80}){1,3}", value) or ".." in value:
+        raise ValueError("not a key below schemahub/plans/")
+    return value
+
+
+PlanKey = Annotated[str, AfterValidator(_plan_key)]
+
+
+class Payload(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Execution(BaseModel):
+    """The context object ``$$.Execution``. RedriveCount is missing in emulators, and Input is nobody's business."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    Id: str = Field(min_length=1, max_length=2048)
+    RedriveCount: int = 0
+
+    @property
+    def name(self) -> str:
+        return re.sub(r"[^A-Za-z0-9_-]", "-", self.Id.rsplit(":", 1)[-1])[:80]
+
+
+class Run(Payload):
+    """The execution of the whole machine: its name (in keys), its ARN, and the fences of its process locks."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")
+    arn: str = Field(min_length=1, max_length=2048)
+    fences: dict[str, int] = {}
+
+
+class StreamRef(Payload):
+    exchange: str
+    product: str
+    dataset: str = "trades"
+
+    def value(self) -> Stream:
+        return Stream(self.exchange, self.product, self.dataset)
+
+    def __str__(self) -> str:
+        return f"{self.exchange}#{self.product}#{self.dataset}"
+
+
+class LockRef(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    status: Literal["held", "busy"]
+    owner: str = ""
+    fence: int = 0
+    attempt: int = 0
+
+
+class ChunkRef(Payload):
+    first: Position
+    last: Position
+
+    def value(self) -> Chunk:
+        return Chunk(self.first, self.last)
+
+    def __str__(self) -> str:
+        return f"{self.first}..{self.last}"
+
+
+class PlanRef(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    status: str
+    chunks_key: PlanKey
+
+
+class Step(Payload):
+    schema_version: int
+
+
+class IngestInput(Payload):
+    """What a person or the schedule may say when starting ``ingest``."""
+
+    schema_version: int = 1
+    exchanges: list[str] | None = Field(default=None, max_length=100)
+    products: list[str] | None = Field(default=None, max_length=10_000)
+
+
+class OpenRun(Step):
+    execution: Execution
+    input: IngestInput
+
+
+class LockStep(Step):
+    action: Literal["acquire", "release"]
+    execution: Execution
+    run: Run
+    stream: StreamRef
+    lock: LockRef | None = None
+    outcome: str = "done"
+
+
+class PlanStep(Step):
+    execution: Execution
+    run: Run
+    stream: StreamRef
+    lock: LockRef
+
+
+class FetchStep(Step):
+    run: Run
+    stream: StreamRef
+    lock: LockRef
+    chunk: ChunkRef
+
+
+class CommitStep(Step):
+    execution: Execution
+    run: Run
+    stream: StreamRef
+    lock: LockRef
+    plan: PlanRef
+    final: bool
+
+
+class CloseRun(Step):
+    execution: Execution
+    run: Run
+
+
+class TransformInput(BaseModel):
+    """Input of ``transform``: the ingest run that started it, if one did."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    schema_version: int = 1
+
+
+class ListPending(Step):
+    execution: Execution
+    input: TransformInput
+
+
+class BatchStep(Step):
+    run: Run
+    batch: dict[str, Any]
+
+
+class PublishStep(Step):
+    execution: Execution
+    run: Run
+    bucket: str
+    batches_key: PlanKey

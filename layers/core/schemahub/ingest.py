@@ -1,0 +1,278 @@
+"""The steps of the ``ingest`` state machine, each safe to run twice, late, or after a crash at any line.
+
+Every step reads its truth from S3 and DynamoDB; what earlier steps returned only says where to look.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from schemahub import commit, events, mirror, plan, raw
+from schemahub.commit import Committed, Fenced, segment_of
+from schemahub.errors import (BadConfig, IncompleteChunks, LockBusy, LockLost, UnknownExchange)
+from schemahub.exchanges import Row
+from schemahub.fetch import fetch_chunk
+from schemahub.ledger import Watermark
+from schemahub.locks import Lease, Renewer
+from schemahub.mappings import Mapping, exchanges, load_mapping
+from schemahub.pacing import PacedExchange
+from schemahub.runtime import Deps
+from schemahub.streams import PREFIX, Chunk, Stream, continuous_prefix
+
+SEED_KEY = f"{PREFIX}config/products.json"
+HEAD_THREADS = 8
+
+
+def process_lock(exchange: str) -> str:
+    return f"ingest#{exchange}"
+
+
+def open_run(event: events.OpenRun, deps: Deps) -> dict[str, Any]:
+    """Take the process lock of each exchange and write the list of streams that this run works on."""
+    run = {"id": event.execution.name, "arn": event.execution.Id, "fences": {}}
+    streams, skipped = [], []
+    wanted = select_streams(deps, event.input)
+    for name in sorted({s.exchange for s in wanted}):
+        try:
+            lease = deps.locks.acquire(process_lock(name), event.execution.Id, event.execution.Id,
+                                       event.execution.RedriveCount)
+        except LockBusy:
+            skipped.append(name)
+            continue
+        run["fences"][name] = lease.fence  # type: ignore[index]
+        streams.append([s for s in wanted if s.exchange == name])
+    # Round robin over the exchanges: the first few children of the Map already work under every limit at once.
+    mixed = [s for group in itertools.zip_longest(*streams) for s in group if s is not None]
+    key = f"{PREFIX}plans/{run['id']}/streams.jsonl"
+    deps.objects.put(key, "".join(json.dumps(s.to_json()) + "\n" for s in mixed).encode())
+    return {"schema_version": 1, "run": run, "bucket": deps.settings.bucket, "streams_key": key,
+            "streams": len(mixed), "skipped": skipped, "status": "open" if mixed else "skipped"}
+
+
+def select_streams(deps: Deps, request: events.IngestInput) -> list[Stream]:
+    """The streams of a run: those asked for by name, otherwise the parameter's, otherwise the seed's.
+
+    Raises:
+        BadConfig: there is no seed and nothing was asked for. BadProductId, UnknownExchange: a name cannot be meant.
+    """
+    named = request.products or list(deps.settings.products)
+    streams = [Stream.parse(name) for name in named] if named else read_seed(deps)
+    if request.exchanges:
+        for name in request.exchanges:
+            load_mapping(name)
+        streams = [s for s in streams if s.exchange in request.exchanges]
+    unknown = {s.exchange for s in streams} - set(exchanges())
+    if unknown:
+        raise UnknownExchange(f"no mapping for {', '.join(sorted(unknown))} (known: {', '.join(exchanges())})")
+    if not streams:
+        raise BadConfig("there are no products to ingest",
+                        remedy="Write the seed list with `schemahub update-seed`, or name products.")
+    return sorted(set(streams))
+
+
+def read_seed(deps: Deps) -> list[Stream]:
+    """The seed list ``config/products.json``; empty when there is none.
+
+    Raises:
+        BadConfig: it is not the JSON that ``update-seed`` writes, or names a stream twice.
+    """
+    body = deps.objects.get(SEED_KEY)
+    if body is None:
+        return []
+    try:
+        document = json.loads(body)
+        if document["schema_version"] != 1:
+            raise ValueError(f"schema_version {document['schema_version']!r}")
+        streams = [Stream(e["exchange"], e["product"]) for e in document["streams"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadConfig(f"{SEED_KEY} is not a seed list: {error!r}") from error
+    if len(set(streams)) != len(streams):
+        raise BadConfig(f"{SEED_KEY} names a product twice")
+    return streams
+
+
+def lock_step(event: events.LockStep, deps: Deps) -> dict[str, Any]:
+    """Acquire or release a stream's lock. A busy lock is an answer, not an error: the run skips the stream."""
+    stream = event.stream.value()
+    if event.action == "acquire":
+        try:
+            lease = deps.locks.acquire(stream.lock_id, event.execution.Id, event.run.arn, event.execution.RedriveCount)
+        except LockBusy:
+            deps.ledger.finish_run(stream, event.run.arn, "busy", deps.clock.now_ms())
+            return {"status": "busy"}
+        return {"status": "held", "owner": lease.owner, "fence": lease.fence, "attempt": lease.attempt}
+    deps.ledger.finish_run(stream, event.run.arn, event.outcome, deps.clock.now_ms())
+    if event.lock is not None:
+        deps.locks.release(_lease(event), event.execution.RedriveCount)
+    return {"status": "released"}
+
+
+def _lease(event: Any) -> Lease:
+    return Lease(event.stream.value().lock_id, event.lock.owner, event.run.arn, event.lock.attempt, event.lock.fence)
+
+
+def _ensure(event: Any, deps: Deps) -> Lease:
+    """The stream's lease, renewed; taken again with a new fence when it ran out and nobody else holds it."""
+    lease, _ = deps.locks.ensure(_lease(event), event.execution.RedriveCount)
+    _keep_process_lock(event, deps)
+    return lease
+
+
+def _process_lease(event: Any) -> Lease | None:
+    """The lease of the run on the exchange, that each step helps to keep alive."""
+    exchange = event.stream.exchange
+    fence = event.run.fences.get(exchange)
+    return Lease(process_lock(exchange), event.run.arn, event.run.arn, 0, fence) if fence is not None else None
+
+
+def _keep_process_lock(event: Any, deps: Deps) -> None:
+    lease = _process_lease(event)
+    try:
+        if lease:
+            deps.locks.keep(lease)
+    except LockLost:
+        # Efficiency only: correctness hangs on the stream's own lock and the watermark's condition.
+        return
+
+
+def plan_stream(event: events.PlanStep, deps: Deps) -> dict[str, Any]:
+    """Ask the exchange for its head and write the chunks between the watermark and it."""
+    stream = event.stream.value()
+    _ensure(event, deps)
+    mirror.heal(deps.objects, deps.ledger, stream)
+    mark = deps.ledger.watermark(stream)
+    chunks, head = chunks_to_fetch(deps, stream, mark)
+    base = mark.high if mark else None
+    if not chunks:
+        return {"status": "nothing_new", "chunks": 0, "base": base, "head": head}
+    key = f"{PREFIX}plans/{event.run.id}/{stream.exchange}/{stream.product}.jsonl"
+    deps.objects.put(key, plan.to_jsonl(chunks))
+    return {"status": "planned", "chunks": len(chunks), "bucket": deps.settings.bucket, "chunks_key": key,
+            "base": base, "head": head}
+
+
+def chunks_to_fetch(deps: Deps, stream: Stream, mark: Watermark | None) -> tuple[list[Chunk], int]:
+    """The chunks that lead from the watermark to the settled head, and that head's id. Sends requests, writes nothing."""
+    mapping = load_mapping(stream.exchange)
+    exchange = PacedExchange.of(deps, stream.exchange)
+    page = exchange.newest(stream)
+    now_us = deps.clock.now_ms() * 1000
+    head = plan.head_of(page, stream, now_us, mapping.requests.settle_seconds)
+    plan.check_head(head, mark.high if mark else None, stream)
+    first = mark.high + 1 if mark else _cold_start(deps, mapping, exchange, stream, page, now_us)
+    size = mapping.requests.page_size * deps.settings.chunk_pages
+    return plan.cut(first, head.settled, size), head.settled
+
+
+def _cold_start(deps: Deps, mapping: Mapping, exchange: PacedExchange, stream: Stream, page: list[Row],
+                now_us: int) -> int:
+    floor = max(0, max(r.id for r in page) - deps.settings.cold_start_trades)
+    target_us = now_us - int(deps.settings.cold_start_hours * 3600e6)
+
+    def probe(position: int) -> Row | None:
+        rows = exchange.page(stream, position, position, kind="head")
+        return rows[0] if rows else None
+
+    return plan.cold_start(page, floor, target_us, mapping.requests.page_size, probe)
+
+
+def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
+    """Make one chunk's raw object durable, unless it is already."""
+    stream, chunk = event.stream.value(), event.chunk.value()
+    if raw.find(deps.objects, stream, chunk) is not None:
+        return {"status": "there"}
+    mapping = load_mapping(stream.exchange)
+    # Fetching is not guarded: raw objects are the same whoever writes them. A lost lease only ends wasted work.
+    renewers = [Renewer(deps.locks.keep, lease, deps.clock) for lease in (_lease(event), _process_lease(event)) if lease]
+
+    def tick() -> None:
+        for renewer in renewers:
+            renewer.tick()
+
+    fetched = fetch_chunk(PacedExchange.of(deps, stream.exchange), stream, chunk,
+                          page_size=mapping.requests.page_size, descending=mapping.requests.cursor.descending,
+                          pause=deps.clock.sleep, tick=tick)
+    raw.store(deps.objects, stream, fetched)
+    deps.count("RequestsSent", fetched.requests)
+    deps.count("TradesFetched", len(fetched.texts))
+    deps.count("IdsAbsent", sum(a.last - a.first + 1 for a in fetched.absent))
+    return {"status": "fetched"}
+
+
+def commit_step(event: events.CommitStep, deps: Deps) -> dict[str, Any]:
+    """Commit the longest continuous prefix of the plan's finished chunks.
+
+    Raises:
+        IncompleteChunks: on the final attempt, when chunks are missing (what was complete is committed).
+        LockBusy: another execution holds the stream.
+    """
+    stream = event.stream.value()
+    lease = _ensure(event, deps)
+    mark = deps.ledger.watermark(stream)
+    chunks = _planned(deps, event.plan.chunks_key)
+    todo = [c for c in chunks if mark is None or c.last > mark.high]
+    base = mark.high if mark else chunks[0].first - 1
+    if not todo:
+        mirror.heal_quietly(deps.objects, deps.ledger, stream)
+        return {"status": "covered", "committed": 0, "remaining": 0}
+    if todo[0].first != base + 1:
+        return {"status": "superseded", "committed": 0, "remaining": 0}
+    finished = _finished(deps, stream, todo)
+    prefix = continuous_prefix(base, todo, set(finished))
+    if prefix:
+        now = deps.clock.now_ms()
+        segments = [segment_of(stream, finished[c], event.run.id, "rest", now) for c in prefix]
+        outcome = commit.commit_segments(deps.ledger, deps.locks, lease, segments, mark.high if mark else None, deps.clock)
+        if isinstance(outcome, Fenced):
+            raise LockLost("the lock was taken over before the commit", stream=stream)
+        if not isinstance(outcome, Committed):
+            return {"status": "superseded", "committed": 0, "remaining": 0}
+        mirror.heal_quietly(deps.objects, deps.ledger, stream)
+        deps.count("SegmentsCommitted", len(segments))
+    missing = [c for c in todo if c not in finished]
+    if not missing:
+        return {"status": "covered", "committed": len(prefix), "remaining": 0}
+    return _remaining(event, deps, stream, prefix, missing)
+
+
+def _remaining(event: events.CommitStep, deps: Deps, stream: Stream, prefix: list[Chunk],
+               missing: list[Chunk]) -> dict[str, Any]:
+    if event.final:
+        raise IncompleteChunks(f"{len(missing)} chunks are missing, the first of them", stream=stream,
+                               span=(missing[0].first, missing[0].last))
+    key = event.plan.chunks_key.removesuffix(".jsonl") + ".remaining.jsonl"
+    deps.objects.put(key, plan.to_jsonl(missing))
+    return {"status": "partial", "committed": len(prefix), "remaining": len(missing),
+            "bucket": deps.settings.bucket, "remaining_key": key}
+
+
+def _planned(deps: Deps, key: str) -> list[Chunk]:
+    body = deps.objects.get(key)
+    if not body:
+        raise IncompleteChunks(f"the plan {key} is gone", remedy="Start a new execution; raw objects are found again.")
+    return plan.from_jsonl(body)
+
+
+def _finished(deps: Deps, stream: Stream, chunks: list[Chunk]) -> dict[Chunk, Any]:
+    """The durable raw objects of chunks, looked up side by side."""
+    with ThreadPoolExecutor(HEAD_THREADS) as pool:
+        found = pool.map(lambda c: raw.find(deps.objects, stream, c), chunks)
+        return {c: r for c, r in zip(chunks, found, strict=True) if r is not None}
+
+
+def close_run(event: events.CloseRun, deps: Deps) -> dict[str, Any]:
+    """Release the process locks and list the streams that did not come to their end in this run."""
+    key = f"{PREFIX}plans/{event.run.id}/streams.jsonl"
+    body = deps.objects.get(key) or b""
+    streams = [Stream.from_json(json.loads(line)) for line in body.splitlines()]
+    failed = [s for s in streams if (deps.ledger.last_run(s) or {}).get("run") != event.run.arn]
+    failed_key = key.removesuffix(".jsonl") + ".failed.jsonl"
+    deps.objects.put(failed_key, "".join(json.dumps(s.to_json()) + "\n" for s in failed).encode())
+    for exchange, fence in event.run.fences.items():
+        deps.locks.release(Lease(process_lock(exchange), event.run.arn, event.run.arn, 0, fence),
+                           event.execution.RedriveCount)
+    deps.count("StreamsFailed", len(failed))
+    return {"streams": len(streams), "failed": len(failed), "bucket": deps.settings.bucket, "failed_key": failed_key}

@@ -1,0 +1,190 @@
+"""The one door to ``StreamsTable``: watermarks, segments, and what is still to be published.
+
+An item of ``StreamsTable`` is (``stream``, ``item``): ``watermark``, ``segment#{first:020d}`` or ``last_run``. The sparse
+index ``pending`` holds the segments that no snapshot of the table names yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from boto3.dynamodb.conditions import Key
+from boto3.dynamodb.types import TypeSerializer
+from botocore.exceptions import ClientError
+
+from schemahub.errors import CorruptState
+from schemahub.locks import Lease, Locks
+from schemahub.streams import Absent, Segment, Stream
+
+PENDING_INDEX = "pending"
+MAX_SEGMENTS_PER_TRANSACTION = 90
+"""TransactWriteItems takes 100 actions; two are the lock's check and the watermark."""
+
+
+@dataclass(frozen=True)
+class Watermark:
+    """The continuous committed run ``[low, high]`` at the head side, and the fence that last moved it."""
+
+    low: int
+    high: int
+    fence: int
+    updated_at: int
+
+
+class Ledger:
+    """Reads are strongly consistent, except the pending index, which is only ever a hint of what to look at."""
+
+    def __init__(self, table: Any, client: Any) -> None:
+        """``table`` is boto3's Table, ``client`` its plain client: transactions exist only there."""
+        self.table = table
+        self.client = client
+
+    def watermark(self, stream: Stream) -> Watermark | None:
+        """Raises CorruptState for an item that lacks a number or runs backwards."""
+        item = self._get(stream, "watermark")
+        if item is None:
+            return None
+        try:
+            mark = Watermark(*(_integer(item[name]) for name in ("low", "high", "fence", "updated_at")))
+        except (KeyError, TypeError) as error:
+            raise CorruptState(f"the watermark item is not readable: {error!r}", stream=stream) from error
+        if mark.low > mark.high:
+            raise CorruptState(f"the watermark runs from {mark.low} down to {mark.high}", stream=stream)
+        return mark
+
+    def segments(self, stream: Stream, first: int = 0) -> Iterator[Segment]:
+        """Committed segments by ``first``, beginning with position ``first``."""
+        condition = Key("stream").eq(str(stream)) & Key("item").between(_segment_item(first), "segment#~")
+        for item in self._query(KeyConditionExpression=condition, ConsistentRead=True):
+            yield _segment(item)
+
+    def segment(self, stream: Stream, first: int) -> Segment | None:
+        item = self._get(stream, _segment_item(first))
+        return _segment(item) if item else None
+
+    def pending(self) -> Iterator[Segment]:
+        """Segments that are not marked as published, by stream and position.
+
+        An index lags: each is read again from the table, so that one published meanwhile does not come back.
+        """
+        for hint in self._query(IndexName=PENDING_INDEX, KeyConditionExpression=Key("pending").eq("trades")):
+            item = self._get(Stream.parse(hint["stream"]), hint["item"])
+            if item is not None and "pending" in item:
+                yield _segment(item)
+
+    def commit(self, locks: Locks, lease: Lease, segments: Sequence[Segment], base: int | None, now_ms: int) -> None:
+        """Move the watermark from ``base`` over ``segments`` and put them, all or nothing, while the lease holds.
+
+        ``base`` is the ``high`` that was planned from, None for a stream without a watermark.
+
+        Raises:
+            ClientError: TransactionCanceledException; ``commit.commit_segments`` finds out what it means.
+        """
+        low, last = segments[0].first, segments[-1].last
+        values = {":new": last, ":fence": lease.fence, ":now": now_ms}
+        if base is None:
+            move = self._action("Update", Key={"stream": str(segments[0].stream), "item": "watermark"},
+                                UpdateExpression="SET low = :low, high = :new, fence = :fence, updated_at = :now",
+                                values={**values, ":low": low})
+        else:
+            move = self._action("Update", Key={"stream": str(segments[0].stream), "item": "watermark"},
+                                UpdateExpression="SET high = :new, fence = :fence, updated_at = :now",
+                                ConditionExpression="high = :base AND fence <= :fence", values={**values, ":base": base})
+        puts = [self._action("Put", Item=_item(segment)) for segment in segments]
+        self.client.transact_write_items(TransactItems=[locks.condition_check(lease), move, *puts])
+
+    def _action(self, kind: str, values: dict[str, Any] | None = None, **parts: Any) -> dict[str, Any]:
+        """One action of a transaction; without a condition of its own it demands that nothing is there yet."""
+        typed = TypeSerializer().serialize
+        for name in ("Key", "Item"):
+            if name in parts:
+                parts[name] = {k: typed(v) for k, v in parts[name].items()}
+        if values:
+            parts["ExpressionAttributeValues"] = {k: typed(v) for k, v in values.items()}
+        if "ConditionExpression" not in parts:
+            parts |= {"ConditionExpression": "attribute_not_exists(#stream)",
+                      "ExpressionAttributeNames": {"#stream": "stream"}}
+        return {kind: {"TableName": self.table.name, **parts}}
+
+    def restore(self, stream: Stream, low: int, high: int, segments: Sequence[Segment], now_ms: int) -> None:
+        """Put back what a lost table held. Existing items stay as they are; the watermark comes last."""
+        for segment in segments:
+            self._put_new(_item(segment))
+        self._put_new({"stream": str(stream), "item": "watermark", "low": low, "high": high, "fence": 0,
+                       "updated_at": now_ms})
+
+    def mark_published(self, segments: Sequence[Segment], published_in: str) -> None:
+        """Take segments out of the pending index, naming the snapshot. Repeating it changes nothing."""
+        for segment in segments:
+            try:
+                self.table.update_item(
+                    Key={"stream": str(segment.stream), "item": _segment_item(segment.first)},
+                    UpdateExpression="SET published_in = if_not_exists(published_in, :ref) REMOVE #p, pending_key",
+                    ConditionExpression="commit_id = :commit", ExpressionAttributeNames={"#p": "pending"},
+                    ExpressionAttributeValues={":ref": published_in, ":commit": segment.commit_id})
+            except ClientError as error:
+                if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
+                    raise
+                raise CorruptState("the ledger holds another segment than the one that was published",
+                                   stream=segment.stream, span=segment.interval) from error
+
+    def finish_run(self, stream: Stream, run: str, outcome: str, now_ms: int) -> None:
+        """Record that ``run`` came to the end of the stream's work, so that the run can tell who failed."""
+        self.table.put_item(Item={"stream": str(stream), "item": "last_run", "run": run, "outcome": outcome,
+                                  "finished_at": now_ms})
+
+    def last_run(self, stream: Stream) -> dict[str, Any] | None:
+        return self._get(stream, "last_run")
+
+    def _put_new(self, item: dict[str, Any]) -> None:
+        try:
+            self.table.put_item(Item=item, ConditionExpression="attribute_not_exists(#stream)",
+                                ExpressionAttributeNames={"#stream": "stream"})
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
+                raise
+
+    def _get(self, stream: Stream, item: str) -> dict[str, Any] | None:
+        found = self.table.get_item(Key={"stream": str(stream), "item": item}, ConsistentRead=True).get("Item")
+        return dict(found) if found is not None else None
+
+    def _query(self, **arguments: Any) -> Iterator[dict[str, Any]]:
+        while True:
+            page = self.table.query(**arguments)
+            yield from page["Items"]
+            if "LastEvaluatedKey" not in page:
+                return
+            arguments["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
+
+def _segment_item(first: int) -> str:
+    return f"segment#{first:020d}"
+
+
+def _integer(value: Any) -> int:
+    if not isinstance(value, Decimal | int) or isinstance(value, bool) or value != int(value):
+        raise TypeError(f"{value!r} is not an integer")
+    return int(value)
+
+
+def _item(segment: Segment) -> dict[str, Any]:
+    item = segment.to_json() | {"stream": str(segment.stream), "item": _segment_item(segment.first)}
+    if segment.published_in:
+        return item | {"published_in": segment.published_in}
+    return item | {"pending": segment.stream.dataset, "pending_key": f"{segment.stream}#{segment.first:020d}"}
+
+
+def _segment(item: dict[str, Any]) -> Segment:
+    try:
+        return Segment(
+            stream=Stream.parse(item["stream"]), first=_integer(item["first"]), last=_integer(item["last"]),
+            count=_integer(item["count"]), absent=tuple(Absent(int(a), int(b), c) for a, b, c in item["absent"]),
+            raw_key=item["raw_key"], sha256=item["sha256"], source=item["source"], run_id=item["run_id"],
+            commit_id=item["commit_id"], committed_at=_integer(item["committed_at"]),
+            published_in=item.get("published_in"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptState(f"segment item {item.get('item')!r} is not readable: {error!r}",
+                           stream=item.get("stream")) from error

@@ -1,0 +1,143 @@
+"""Planning: which positions are new, how they are cut into chunks, where a first run begins, what it will take.
+
+All of it is pure. The grid is fixed, so a later plan after a failure meets the same chunks and finds their raw objects.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from schemahub.errors import BadStateInput, EmptyPage, HeadBehindWatermark, MalformedResponse
+from schemahub.exchanges import Row
+from schemahub.streams import Chunk, Stream
+
+MAX_CHUNKS = 5_000
+"""Chunks of one stream in one plan; the rest is the next run's. Bounds a child execution and a wrong head."""
+MAX_PROBES = 80
+
+
+@dataclass(frozen=True)
+class Head:
+    """The newest trade that counts, and the newest that the exchange shows."""
+
+    settled: int
+    newest: int
+
+
+def head_of(rows: Sequence[Row], stream: Stream, now_us: int, settle_seconds: float) -> Head:
+    """The head of a stream by its newest page: only trades older than the settle time count.
+
+    When the whole page is younger, the id before it is the head: ids are dense, so it exists or is a hole to be classed.
+
+    Raises:
+        EmptyPage: no trades at all; MalformedResponse: a trade without a readable time.
+    """
+    if not rows:
+        raise EmptyPage("the exchange shows no trades", stream=stream)
+    unreadable = [row for row in rows if row.ts_us is None]
+    if unreadable:
+        raise MalformedResponse(f"the time of trade {unreadable[0].id} cannot be read", stream=stream)
+    before_us = now_us - int(settle_seconds * 1e6)
+    # A young trade may have got a lower id than an older one: everything from the first young id on has to wait.
+    young = [row.id for row in rows if (row.ts_us or 0) > before_us]
+    newest = max(row.id for row in rows)
+    return Head(min(young) - 1 if young else newest, newest)
+
+
+def check_head(head: Head, high: int | None, stream: Stream) -> None:
+    """Raises HeadBehindWatermark when the exchange's newest id is below what is committed."""
+    if high is not None and head.newest < high:
+        raise HeadBehindWatermark(f"the exchange's newest id is {head.newest}, the watermark is at {high}",
+                                  stream=stream)
+
+
+def cut(first: int, last: int, chunk_size: int, limit: int = MAX_CHUNKS) -> list[Chunk]:
+    """``[first, last]`` cut at the multiples of ``chunk_size``; at most ``limit`` chunks from ``first`` on."""
+    chunks = []
+    at = first
+    while at <= last and len(chunks) < limit:
+        end = min((at // chunk_size + 1) * chunk_size - 1, last)
+        chunks.append(Chunk(at, end))
+        at = end + 1
+    return chunks
+
+
+def to_jsonl(chunks: Iterable[Chunk]) -> bytes:
+    """The chunk list that the Map reads from S3."""
+    return "".join(json.dumps(chunk.to_json()) + "\n" for chunk in chunks).encode()
+
+
+def from_jsonl(body: bytes) -> list[Chunk]:
+    """Raises BadStateInput for a list that is not ascending and continuous, chunk after chunk."""
+    try:
+        chunks = [Chunk.from_json(json.loads(line)) for line in body.splitlines()]
+    except ValueError as error:
+        raise BadStateInput(f"the chunk list is not JSON lines: {error}") from error
+    for before, after in zip(chunks, chunks[1:], strict=False):
+        if after.first <= before.last:
+            raise BadStateInput(f"chunks {before} and {after} overlap or are out of order")
+    return chunks
+
+
+def cold_start(page: Sequence[Row], floor: int, target_us: int, page_size: int,
+               probe: Callable[[int], Row | None]) -> int:
+    """The id at which a first run begins: near the first trade not older than ``target_us``, and above ``floor``.
+
+    An interpolating bisection that asks the exchange for single trades. It need not hit the time exactly (backfill
+    extends ``low`` later), but it must be a trade that exists, so it is exact where history begins.
+
+    Args:
+        page: the newest page; its pace gives the first guess.
+        floor: no position at or below it is asked for (the cap on a first run's size).
+        probe: the trade at a position or its nearest neighbour, None where there is nothing.
+    """
+    oldest, newest = min(page, key=lambda r: r.id), max(page, key=lambda r: r.id)
+    if (oldest.ts_us or 0) < target_us or oldest.id <= floor:
+        return min(row.id for row in page if row.id > floor and (row.ts_us or 0) >= target_us or row is newest)
+    per_us = (newest.id - oldest.id) / max(1, (newest.ts_us or 0) - (oldest.ts_us or 0))
+    good, below, below_us, exact = oldest, floor, None, False
+    for attempt in range(MAX_PROBES):
+        if good.id - below <= (1 if exact else page_size):
+            break
+        at = _guess(good, below, below_us, target_us, per_us, attempt)
+        row = probe(at)
+        if row is None or row.ts_us is None:
+            below, below_us, exact = at, None, True
+        elif row.ts_us < target_us:
+            below, below_us, exact = max(at, row.id), row.ts_us, False
+        elif row.id >= good.id:
+            below, exact = at, True
+        else:
+            good = row
+    return good.id
+
+
+def _guess(good: Row, below: int, below_us: int | None, target_us: int, per_us: float, attempt: int) -> int:
+    """The next position to ask: by interpolation, by the newest page's pace, and every third time the middle."""
+    low, high = below + 1, good.id - 1
+    ahead_us = (good.ts_us or 0) - target_us
+    if attempt % 3 == 2 or (below_us is None and attempt > 2):
+        return (low + high) // 2
+    if below_us is None:
+        guess = good.id - int(ahead_us * per_us * 1.02) - 1
+    else:
+        guess = below + int((target_us - below_us) / max(1, (good.ts_us or 0) - below_us) * (good.id - below))
+    return min(high, max(low, guess))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a plan will take: pages are requests, minutes are those at the exchange's limit."""
+
+    chunks: int
+    positions: int
+    requests: int
+    minutes: float
+
+
+def estimate(chunks: Sequence[Chunk], page_size: int, pages_per_second: float) -> Estimate:
+    """Requests and minutes of a plan, when it has the exchange's whole limit for itself."""
+    requests = sum(-(-chunk.size // page_size) for chunk in chunks)
+    return Estimate(len(chunks), sum(c.size for c in chunks), requests, requests / pages_per_second / 60)

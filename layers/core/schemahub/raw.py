@@ -1,0 +1,109 @@
+"""The immutable layer: originals of a chunk in one object whose name and content are functions of its range.
+
+Writing twice writes the same bytes, so a second writer finds the first one's object; different content under the same
+range is an alarm (``RawConflict``), never an overwrite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+
+import zstandard
+
+from schemahub.errors import CorruptState, RawConflict, RawMissing
+from schemahub.fetch import Fetched
+from schemahub.objects import ObjectStore
+from schemahub.streams import Absent, Chunk, RawObject, Stream
+
+LEVEL = 3
+_NAME = re.compile(r"(\d{20})_(\d{20})_(\d+)\.jsonl\.zst")
+
+
+def raw_key(stream: Stream, first: int, last: int, count: int) -> str:
+    return f"{stream.raw_prefix}{first:020d}_{last:020d}_{count}.jsonl.zst"
+
+
+def parse_raw_key(key: str) -> tuple[int, int, int] | None:
+    """(first, last, count) of a raw object's name, or None for a foreign object."""
+    match = _NAME.fullmatch(key.rsplit("/", 1)[-1])
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
+
+
+def content_of(texts: Iterable[str]) -> bytes:
+    """The object's content before compression: one trade a line, a line break after each."""
+    return "".join(f"{text}\n" for text in texts).encode()
+
+
+def store(objects: ObjectStore, stream: Stream, fetched: Fetched) -> RawObject:
+    """Make a fetched chunk durable.
+
+    Raises:
+        RawConflict: the range is there already with other content.
+    """
+    content = content_of(fetched.texts)
+    chunk, count = fetched.chunk, len(fetched.texts)
+    raw = RawObject(raw_key(stream, chunk.first, chunk.last, count), chunk.first, chunk.last, count,
+                    hashlib.sha256(content).hexdigest(), fetched.absent)
+    raw.check()
+    compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
+    if objects.put_new(raw.key, compressor.compress(content), _metadata(raw)):
+        return raw
+    there = find(objects, stream, chunk)
+    if there is None or there.sha256 != raw.sha256:
+        raise RawConflict(f"{raw.key} holds other content (sha256 {there.sha256[:12] if there else 'unknown'}, "
+                          f"fetched now {raw.sha256[:12]})", stream=stream, span=(chunk.first, chunk.last))
+    return there
+
+
+def _metadata(raw: RawObject) -> dict[str, str]:
+    # S3 takes 2 KB of user metadata: fetch.MAX_SECOND_LOOKS holes of two 19-digit ids fit.
+    return {"first": str(raw.first), "last": str(raw.last), "count": str(raw.count), "sha256": raw.sha256,
+            "absent": json.dumps([list(a) for a in raw.absent], separators=(",", ":"))}
+
+
+def find(objects: ObjectStore, stream: Stream, chunk: Chunk) -> RawObject | None:
+    """The whole raw object of exactly this range, if one is durable; the fullest where an earlier look saw less."""
+    prefix = f"{stream.raw_prefix}{chunk.first:020d}_{chunk.last:020d}_"
+    named = [(parsed[2], key) for key in objects.list(prefix) if (parsed := parse_raw_key(key))]
+    for _, key in sorted(named, reverse=True):
+        raw = describe(objects, key)
+        if raw is not None:
+            return raw
+    return None
+
+
+def describe(objects: ObjectStore, key: str) -> RawObject | None:
+    """What an object's metadata says of it; None where the object is gone or was not written by us."""
+    meta = objects.head(key)
+    if meta is None or not {"first", "last", "count", "sha256", "absent"} <= meta.keys():
+        return None
+    try:
+        raw = RawObject(key, int(meta["first"]), int(meta["last"]), int(meta["count"]), meta["sha256"],
+                        tuple(Absent(*a) for a in json.loads(meta["absent"])))
+    except (ValueError, TypeError) as error:
+        raise CorruptState(f"the metadata of {key} cannot be read: {error}") from error
+    if parse_raw_key(key) != (raw.first, raw.last, raw.count):
+        raise CorruptState(f"the name of {key} and its metadata disagree")
+    raw.check()
+    return raw
+
+
+def read(objects: ObjectStore, key: str, sha256: str, count: int) -> bytes:
+    """The uncompressed content of a committed raw object.
+
+    Raises:
+        RawMissing: the object is gone, cannot be unpacked, or is not what was committed.
+    """
+    body = objects.get(key)
+    if body is None:
+        raise RawMissing(f"{key} is gone")
+    try:
+        data = zstandard.ZstdDecompressor().decompressobj().decompress(body)
+    except zstandard.ZstdError as error:
+        raise RawMissing(f"{key} cannot be unpacked: {error}") from error
+    if hashlib.sha256(data).hexdigest() != sha256 or data.count(b"\n") != count:
+        raise RawMissing(f"{key} does not match its SHA-256 or its count of {count} rows")
+    return data

@@ -1,0 +1,200 @@
+"""The edge: environment, adapters and the decorator of every handler.
+
+``Deps`` bundles what the steps of ``ingest`` and ``transform`` need; a Lambda builds it once from its environment, the
+command line from a stack's outputs, tests from fakes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import boto3
+from aws_lambda_powertools import Logger, Metrics, Tracer
+from aws_lambda_powertools.utilities.typing import LambdaContext
+from botocore.config import Config
+from pydantic import BaseModel, ValidationError
+
+from schemahub import SCHEMA_VERSION
+from schemahub.clock import Clock, SystemClock
+from schemahub.errors import BadConfig, BadStateInput, SchemaVersionMismatch
+from schemahub.exchanges import Exchange, Http, RequestsHttp
+from schemahub.ledger import Ledger
+from schemahub.locks import Locks
+from schemahub.mappings import load_mapping
+from schemahub.objects import ObjectStore
+
+CLIENT = Config(retries={"mode": "standard", "max_attempts": 5}, connect_timeout=5, read_timeout=30,
+                tcp_keepalive=True)
+"""Retries of single calls; a write that may have been applied is made safe by conditions, not by hope."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the template's parameters decide, validated once."""
+
+    bucket: str
+    locks_table: str
+    streams_table: str
+    throttle_table: str
+    database: str
+    table: str = "unified_trades"
+    stage: str = "local"
+    limit_share: float = 1.0
+    cold_start_hours: float = 24.0
+    cold_start_trades: int = 1_000_000
+    chunk_pages: int = 10
+    products: tuple[str, ...] = ()
+    endpoints: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Settings:
+        """Raises BadConfig naming the variable that is missing or out of bounds."""
+        def number(name: str, low: float, high: float, default: str) -> float:
+            text = env.get(f"SCHEMAHUB_{name}") or default
+            try:
+                value = float(text)
+            except ValueError:
+                value = float("nan")
+            if not low <= value <= high:
+                raise BadConfig(f"SCHEMAHUB_{name} is {text[:40]!r}, not a number from {low:g} to {high:g}")
+            return value
+
+        def text(name: str) -> str:
+            value = env.get(f"SCHEMAHUB_{name}", "")
+            if not value:
+                raise BadConfig(f"SCHEMAHUB_{name} is not set")
+            return value
+
+        return cls(bucket=text("BUCKET"), locks_table=text("LOCKS_TABLE"), streams_table=text("STREAMS_TABLE"),
+                   throttle_table=text("THROTTLE_TABLE"), database=text("DATABASE"),
+                   table=env.get("SCHEMAHUB_TABLE") or "unified_trades", stage=env.get("SCHEMAHUB_STAGE") or "local",
+                   limit_share=number("LIMIT_SHARE", 0.01, 1, "1"),
+                   cold_start_hours=number("COLD_START_HOURS", 0, 1_000_000, "24"),
+                   cold_start_trades=int(number("COLD_START_TRADES", 1, 1e9, "1000000")),
+                   chunk_pages=int(number("CHUNK_PAGES", 1, 1000, "10")),
+                   products=tuple(p.strip() for p in env.get("SCHEMAHUB_PRODUCTS", "").split(",") if p.strip()),
+                   endpoints=_endpoints(env.get("SCHEMAHUB_ENDPOINTS", "")))
+
+
+def _endpoints(text: str) -> dict[str, str]:
+    if not text.strip():
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise BadConfig(f"SCHEMAHUB_ENDPOINTS is not JSON: {error}") from error
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise BadConfig("SCHEMAHUB_ENDPOINTS is not an object of exchange → URL")
+    return value
+
+
+@dataclass
+class Deps:
+    """Adapters of one process. Anything may be replaced by a fake of the same shape."""
+
+    settings: Settings
+    objects: ObjectStore
+    locks: Locks
+    ledger: Ledger
+    throttle_table: Any
+    clock: Clock
+    http: Http
+    rng: random.Random
+    session: Any = None
+    metrics: Metrics | None = None
+    paced: dict[str, Any] = field(default_factory=dict)
+    """Paced exchanges of this process (``pacing.PacedExchange.of``)."""
+
+    def exchange(self, name: str) -> Exchange:
+        """The exchange of a mapping, at its own address or at the configured one (the simulator's)."""
+        return Exchange(load_mapping(name), self.http, self.settings.endpoints.get(name))
+
+    def count(self, name: str, value: float = 1, unit: str = "Count") -> None:
+        """Add to a metric. Names are few and fixed, dimensions only service and exchange: cardinality stays bounded."""
+        if self.metrics is not None:
+            self.metrics.add_metric(name=name, unit=unit, value=value)
+
+
+def build(settings: Settings, session: Any | None = None, clock: Clock | None = None, http: Http | None = None) -> Deps:
+    """Real adapters for ``settings``, in the account (or embedded AWS) that ``session`` points at."""
+    session = session or boto3.Session()
+    dynamodb = session.resource("dynamodb", config=CLIENT)
+    clock = clock or SystemClock()
+    return Deps(settings=settings, objects=ObjectStore(settings.bucket, session.client("s3", config=CLIENT)),
+                locks=Locks(dynamodb.Table(settings.locks_table), clock),
+                ledger=Ledger(dynamodb.Table(settings.streams_table),
+                              session.client("dynamodb", config=CLIENT)),
+                throttle_table=dynamodb.Table(settings.throttle_table), clock=clock, http=http or RequestsHttp(),
+                rng=random.Random(), session=session)
+
+
+@functools.cache
+def deps_from_env() -> Deps:
+    """The process's adapters; made once, so that warm invocations keep their connections."""
+    deps = build(Settings.from_env(os.environ))
+    deps.metrics = metrics
+    return deps
+
+
+logger = Logger(service="schemahub")
+metrics = Metrics(namespace="SchemaHub", service="schemahub")
+tracer = Tracer(service="schemahub", auto_patch=False)
+
+Event = TypeVar("Event", bound=BaseModel)
+
+
+def parse_event(model: type[Event], event: Any) -> Event:
+    """The typed event.
+
+    Raises:
+        SchemaVersionMismatch: the payload is of another release; BadStateInput: keys are missing, unknown or wrong.
+    """
+    version = event.get("schema_version") if isinstance(event, dict) else None
+    if version != SCHEMA_VERSION:
+        raise SchemaVersionMismatch(f"the payload's schema_version is {version!r}, this code speaks {SCHEMA_VERSION}")
+    try:
+        return model.model_validate(event)
+    except ValidationError as error:
+        problems = "; ".join(f"{'/'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise BadStateInput(problems) from error
+
+
+def handler_of(model: type[Event]) -> Callable[[Callable[[Event, Deps], dict[str, Any]]], Callable[..., Any]]:
+    """Turn a step into a Lambda handler: typed event, adapters, run/stream/chunk in every log line, metrics, trace.
+
+    Errors pass through with their class name, which is what the state machines retry and stop on.
+    """
+    def decorate(step: Callable[[Event, Deps], dict[str, Any]]) -> Callable[..., Any]:
+        @logger.inject_lambda_context(clear_state=True)
+        @metrics.log_metrics
+        @tracer.capture_lambda_handler(capture_response=False)
+        @functools.wraps(step)
+        def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+            parsed = parse_event(model, event)
+            logger.append_keys(**log_keys(parsed))
+            deps = deps_from_env()
+            try:
+                result = step(parsed, deps)
+            except Exception as error:
+                logger.error("step failed", extra={"error": type(error).__name__, "reason": str(error)[:500]})
+                raise
+            logger.info("step done", extra={"result": result})
+            return result
+        return handler
+    return decorate
+
+
+def log_keys(event: BaseModel) -> dict[str, str]:
+    """Run, stream and chunk of an event, for every log line."""
+    keys: dict[str, str] = {}
+    for name in ("run", "stream", "chunk"):
+        value = getattr(event, name, None)
+        if value is not None:
+            keys[name] = str(getattr(value, "id", value))
+    return keys
