@@ -33,7 +33,16 @@ START_SECONDS = 60.0
 STOP_SECONDS = 60.0
 # A laptop's share of the 1,000 concurrent Lambdas of an AWS account; past it Lambda throttles, as on AWS.
 ACCOUNT_CONCURRENCY = 64
-PASSED_ON = ("PATH", "HOME", "LANG", "HTTP_PROXY", "HTTPS_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
+PASSED_ON = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "AWS_CA_BUNDLE",
+)
 
 Progress = Callable[[str], None]
 
@@ -185,7 +194,7 @@ def start(home: Path, *, port: int, auth: bool = False, wait_scale: float = 1.0)
         directory.mkdir(parents=True, exist_ok=True)
     with log_path(home).open("ab") as log:
         process = subprocess.Popen(
-            [str(python), str(DAEMON)],
+            [str(python), "-P", str(DAEMON)],
             cwd=home,
             env=_environment(home, port, auth, wait_scale),
             stdin=subprocess.DEVNULL,
@@ -246,11 +255,10 @@ def stop(home: Path) -> bool:
 
 
 def _written_since(home: Path, moment: float) -> bool:
-    """Whether MiniStack's last state file (waf: they are written in the order of its registry) is newer than `moment`."""
+    """Whether every state file is newer than `moment` (epoch s) and none is being written."""
     files = list(state_directory(home).glob("*.json"))
-    fresh = [file for file in files if file.stat().st_mtime >= moment]
-    partial = list(state_directory(home).glob("*.tmp"))
-    return bool(files) and not partial and len(fresh) == len(files)
+    partial = any(state_directory(home).glob("*.tmp"))
+    return bool(files) and not partial and all(file.stat().st_mtime >= moment for file in files)
 
 
 def _kill_group(group: int) -> None:
@@ -272,9 +280,7 @@ def checkpoint(daemon: Daemon) -> None:
 
 def set_wait_scale(daemon: Daemon, scale: float) -> None:
     """Multiply the waits and retry delays of state machines by `scale` from now on."""
-    _post(
-        f"{daemon.endpoint}/_ministack/config", json.dumps({"stepfunctions._SFN_WAIT_SCALE": scale}).encode()
-    )
+    _post(f"{daemon.endpoint}/_ministack/config", json.dumps({"stepfunctions._SFN_WAIT_SCALE": scale}).encode())
 
 
 def _post(url: str, body: bytes) -> None:

@@ -20,6 +20,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import sys
 import threading
@@ -34,6 +35,8 @@ CHECKPOINT_SECONDS = 20.0
 # What changes while the pipeline runs; the rest (functions, layers, roles, stacks) changes in a deploy, after which
 # `local.deploy` asks for a whole checkpoint.
 CHANGING_SERVICES = ("dynamodb", "glue", "s3", "stepfunctions")
+
+Record = dict[str, Any]
 
 ERROR_MARK = "__handler_error__"
 WORKER_REPORTS = '{"status": "error", "error": str(e), "trace": traceback.format_exc()}'
@@ -59,8 +62,8 @@ def keep_error_names() -> None:
     run = lambda_svc._execute_function_warm
 
     @functools.wraps(run)
-    def run_with_error_names(func: dict, event: Any, request_id: str) -> dict:
-        outcome = run(func, event, request_id)
+    def run_with_error_names(func: Record, event: Any, request_id: str) -> Record:
+        outcome: Record = run(func, event, request_id)
         body = outcome.get("body")
         if not (isinstance(body, dict) and ERROR_MARK in body):
             return outcome
@@ -79,7 +82,7 @@ def show_map_children_themselves() -> None:
     run = stepfunctions._run_sub_machine
 
     @functools.wraps(run)
-    def run_as_itself(states: dict, start_at: str, input_data: Any, execution: dict, ctx: dict) -> Any:
+    def run_as_itself(states: Record, start_at: str, input_data: Any, execution: Record, ctx: Record) -> Any:
         outer = ctx["Execution"]
         if execution.get("mapRunArn") and outer["Id"] != execution["executionArn"]:
             ctx["Execution"] = {
@@ -118,7 +121,7 @@ def share_extracted_layers(directory: Path) -> None:
             return known[1]
 
     @functools.wraps(resolve)
-    def resolve_shared(attachment: str | dict) -> bytes | None:
+    def resolve_shared(attachment: str | Record) -> bytes | None:
         layer = resolve(attachment)
         return pointer_to(layer) if layer and getattr(spawning, "now", False) else layer
 
@@ -141,9 +144,6 @@ def _extract(layer: bytes, directory: Path) -> Path:
         partial = target.with_suffix(".partial")
         with zipfile.ZipFile(io.BytesIO(layer)) as archive:
             archive.extractall(partial)
-            for member in archive.infolist():  # .pyc files are trusted by their source's time
-                stamp = time.mktime((*member.date_time, 0, 0, -1))
-                os.utime(partial / member.filename, (stamp, stamp))
         partial.rename(target)
     return target
 
@@ -172,7 +172,7 @@ class Checkpoints:
         self.dirty = False
         self.task: asyncio.Task[None] | None = None
 
-    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Record, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             self.task = asyncio.create_task(self.run())
         elif scope["type"] == "http":
@@ -204,6 +204,8 @@ class Checkpoints:
 def add_checkpoints() -> None:
     from ministack import app
     from ministack.core import persistence
+
+    persistence.logger.setLevel(logging.WARNING)  # it names each of 70 files each time
 
     app.app = Checkpoints(app.app, persistence.save_all, app._build_persistence_save_dict)
 
