@@ -6,6 +6,6 @@ by each exchange's own paths. Inside one process: `with running({...}) as server
 
 from .server import Server, running
 from .simulator import Simulator
-from .world import World, world
+from .world import World, build_world
 
-__all__ = ["Server", "Simulator", "World", "running", "world"]
+__all__ = ["Server", "Simulator", "World", "build_world", "running"]

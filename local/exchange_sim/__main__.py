@@ -15,7 +15,7 @@ from .faults import BadFault
 from .recordings import BadRecording
 from .server import Server
 from .simulator import Simulator
-from .world import BadWorld, world
+from .world import BadWorld, build_world
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="YAML or JSON; see local/exchange_sim/world.py")
     options = parser.parse_args(arguments)
     try:
-        server = Server(Simulator(world(_read(options.config))), options.host, options.port)
+        server = Server(Simulator(build_world(_read(options.config))), options.host, options.port)
     except (BadWorld, BadRecording, BadFault, OSError) as error:
         print(f"exchange_sim: {error}", file=sys.stderr)
         return 2

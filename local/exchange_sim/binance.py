@@ -17,6 +17,7 @@ from .messages import (
     Answer,
     Fields,
     Json,
+    Kind,
     Listing,
     Query,
     Route,
@@ -92,7 +93,7 @@ def _route_trades(query: Query, find: Callable[[str], Listing | None], now_us: i
     first = source.first_at_or_after(start_ms * 1000) if start_ms >= 0 else max(from_id, 0)
     cursor = from_id >= 0 or start_ms >= 0
     window = Window(first, last, min(limit, MAX_ROWS), newest=not cursor)
-    kind = "page" if cursor and limit >= PAGE_ROWS else "head"
+    kind: Kind = "page" if cursor and limit >= PAGE_ROWS else "head"
     return Route(kind, cost, listing=listing, window=window)
 
 

@@ -19,6 +19,7 @@ from .messages import (
     Answer,
     Fields,
     Json,
+    Kind,
     Listing,
     Query,
     Route,
@@ -84,7 +85,7 @@ def _route_trades(listing: Listing | None, query: Query, now_us: int) -> Route:
         answer = Answer(400, as_json({"message": str(error)}))
         return Route("page" if cursor else "head", 1, listing=listing, answer=answer)
     window = Window(before + 1, after - 1, min(limit, MAX_ROWS), newest=True)
-    kind = "page" if cursor and limit >= PAGE_ROWS else "head"
+    kind: Kind = "page" if cursor and limit >= PAGE_ROWS else "head"
     return Route(kind, 1, listing=listing, window=window)
 
 

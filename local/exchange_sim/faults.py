@@ -71,6 +71,7 @@ class Fault:
     seen: int = field(default=0)
     """Requests that matched, apart from `requests` and `times`."""
     fired: int = field(default=0)
+    """Requests it struck; of a kind in VIEW_KINDS, requests for the product that it was in force for."""
 
     def covers(self, exchange: str, product: str | None) -> bool:
         """Whether it is about this product (a fault without a product is about all of them)."""
@@ -132,17 +133,19 @@ class Board:
         with self._lock:
             return [fault.shown() for fault in self._faults]
 
-    def view(self, desk: Exchange, name: str, now_us: int) -> Listing | None:
+    def view(self, desk: Exchange, name: str) -> Listing | None:
         """The product as trades requests see it; None: unknown."""
         listing = desk.listings.get(name)
         for fault in self._views(desk.name, name) if listing else ():
             if fault.kind == "delisted":
+                fault.fired += 1
                 return None
             if fault.kind == "relist" and listing and isinstance(listing.source, Generated):
+                fault.fired += 1
                 listing = replace(listing, source=_relisted(listing.source, fault))
         return listing
 
-    def listings(self, desk: Exchange, now_us: int) -> Iterator[Listing]:
+    def listings(self, desk: Exchange) -> Iterator[Listing]:
         """The products as discovery shows them."""
         for name, listing in desk.listings.items():
             gone = [one for one in self._views(desk.name, name) if one.kind == "delisted"]
@@ -153,15 +156,13 @@ class Board:
 
     def hidden(self, exchange: str, product: str, now_us: int) -> list[Span]:
         """The ids that do not exist (yet)."""
-        return [
-            fault.ids
-            for fault in self._views(exchange, product)
-            if fault.ids
-            and (
-                fault.kind == "missing_forever"
-                or (fault.kind == "late_ids" and now_us < fault.since_us + fault.args["after_s"] * 1e6)
-            )
-        ]
+        spans = []
+        for fault in self._views(exchange, product):
+            late = fault.kind == "late_ids" and now_us < fault.since_us + fault.args["after_s"] * 1e6
+            if fault.ids and (late or fault.kind == "missing_forever"):
+                fault.fired += 1
+                spans.append(fault.ids)
+        return spans
 
     def spoil_rows(self, look: Look, rows: list[Row], route: Route, fields: Fields) -> list[Row]:
         """The rows that are really sent, ascending but for the faults."""

@@ -75,7 +75,7 @@ class TokenBucket:
             tokens, then_s = self._buckets.get(address, (self._burst, now_s))
             tokens = min(self._burst, tokens + max(0.0, now_s - then_s) * self._rate)
             granted = tokens >= cost
-            self._buckets[address] = (tokens - cost if granted else tokens, now_s)
+            self._buckets[address] = (tokens - cost if granted else tokens, max(then_s, now_s))
         return Granted() if granted else Refused(429, self._burst - tokens, None)
 
     def reset(self) -> None:

@@ -39,6 +39,7 @@ ANSWER_KINDS: dict[str, dict[str, Any]] = {
     "truncated_json": {"share": 0.5},  # a whole HTTP answer whose JSON stops in the middle
     "html_200": {},
     "empty_body": {},
+    "bom": {},  # a byte order mark before the JSON
     "object_200": {"body": {"message": "try again later"}},  # an object where a list belongs
     "redirect": {"status": 302, "location": "http://mirror.invalid/"},
     "gzip_bomb": {"megabytes": 60},  # so many megabytes of zeros, small on the wire
@@ -97,8 +98,7 @@ def _changed(row: Row, change: Callable[[Json, Json, Fields], None], args: Json,
 
 def _name(args: Json, fields: Fields) -> str:
     """The exchange's own name of the field that a fault is about."""
-    name: str = getattr(fields, args["field"], args["field"])
-    return name
+    return str(getattr(fields, args["field"], args["field"]))
 
 
 def _mutate(trade: Json, args: Json, fields: Fields) -> None:
@@ -171,6 +171,8 @@ def spoil_answer(kind: str, args: Json, answer: Answer) -> Answer:
         answer.status, answer.body, answer.content_type = 200, _HTML, "text/html"
     elif kind == "empty_body":
         answer.body = b""
+    elif kind == "bom":
+        answer.body = b"\xef\xbb\xbf" + answer.body
     elif kind == "object_200":
         answer.status, answer.body = 200, json.dumps(args["body"]).encode()
     elif kind == "redirect":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from .faults import BadFault
 from .messages import Answer, as_json
 from .simulator import Simulator
-from .world import PROTOCOLS, World
-from .world import world as build
+from .world import PROTOCOLS, World, build_world
 
 MAX_CONTROL_BODY = 4 * 2**20
 
@@ -53,11 +53,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def _control(self, method: str, path: str, query: dict[str, str]) -> None:
         action = _CONTROLS.get((method, path))
-        if action is None:
-            self._send(_message(404, f"no {method} {path}; there are {sorted(_CONTROLS)}"))
-            return
         try:
-            self._send(action(self.server.simulator, query, self._body()))
+            body = self._body()  # also for an unknown path: the connection is kept
+            if action is None:
+                known = [" ".join(one) for one in _CONTROLS]
+                self._send(_message(404, f"no {method} {path}; there are {known}"))
+            else:
+                self._send(action(self.server.simulator, query, body))
         except (ValueError, TypeError, KeyError) as error:
             self._send(_message(400, f"{type(error).__name__}: {error}"))
 
@@ -141,8 +143,6 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no error of ours; everything else is shown."""
-        import sys
-
         if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError | ValueError):
             super().handle_error(request, client_address)
 
@@ -150,7 +150,7 @@ class Server(ThreadingHTTPServer):
 @contextmanager
 def running(config: Mapping[str, Any] | World | None = None, port: int = 0) -> Iterator[Server]:
     """A simulator in this process for the length of a `with`: `server.url`, `server.simulator`."""
-    simulator = Simulator(config if isinstance(config, World) else build(config))
+    simulator = Simulator(config if isinstance(config, World) else build_world(config))
     with Server(simulator, port=port) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()

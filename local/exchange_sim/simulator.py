@@ -58,9 +58,7 @@ class Simulator:
         """Answer a GET of an exchange's path (below `/coinbase` or `/binance`)."""
         desk = self.world.exchanges[exchange]
         now_us, at_s = self.clock.now_us(), self.clock.real_s()
-        route: Route = desk.protocol.route(
-            path, query, lambda name: self.faults.view(desk, name, now_us), now_us
-        )
+        route: Route = desk.protocol.route(path, query, lambda name: self.faults.view(desk, name), now_us)
         verdict = desk.limiter.take(address, route.cost, at_s)
         limited = hasattr(verdict, "status")
         answer = desk.protocol.limited(verdict) if limited else self._serve(desk, route, now_us)
@@ -85,7 +83,7 @@ class Simulator:
         elif route.window is not None:
             answer = protocol.page(rows, served)
         else:
-            answer = protocol.discovery(self.faults.listings(desk, now_us))
+            answer = protocol.discovery(self.faults.listings(desk))
         return self.faults.spoil_answer(look, answer)
 
     def _rows(self, desk: Exchange, route: Route, now_us: int) -> list[Row]:
@@ -112,9 +110,7 @@ class Simulator:
         source, now_us = listing.source, self.clock.now_us()
         head = source.head(now_us)
         if first is None or last is None:
-            return as_json(
-                {"product": listing.name, "first": source.first_id, "head": head, "now_us": now_us}
-            )
+            return as_json({"product": listing.name, "first": source.first_id, "head": head, "now_us": now_us})
         rows = source.oldest(first, min(last, head), max(0, last - first + 1))
         return f"[{','.join(text for _, text in rows)}]".encode()
 

@@ -56,9 +56,7 @@ class Log:
             "steady": steady(seen, per_second, trim_s),
         }
         if timestamps:
-            result["timestamps"] = [
-                [round(one.at_s, 6), one.cost, one.status, one.kind, one.product] for one in seen
-            ]
+            result["timestamps"] = [[round(one.at_s, 6), one.cost, one.status, one.kind, one.product] for one in seen]
         return result
 
 

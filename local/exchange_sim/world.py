@@ -1,6 +1,6 @@
 """The simulated world: which products each exchange lists, its limit, its latency, the seed.
 
-`world(config)` turns a plain mapping (YAML or JSON) into a `World`; every key is optional, an unknown
+`build_world(config)` turns a plain mapping (YAML or JSON) into a `World`; every key is optional, an unknown
 one is an error:
 
     seed: 1
@@ -24,11 +24,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import binance, coinbase, recordings
 from .generator import DAY_US, UNIT, Product
@@ -39,7 +39,18 @@ from .sources import Generated
 PROTOCOLS: dict[str, ModuleType] = {"coinbase": coinbase, "binance": binance}
 GENESIS = "2024-01-01T00:00:00Z"
 
-# name, base price, decimals, trades a day, first id. The ten busiest hold 376,000 trades a day.
+
+class Character(NamedTuple):
+    """What distinguishes one generated product from another."""
+
+    name: str
+    price: float
+    price_decimals: int
+    trades_per_day: int
+    first_id: int
+
+
+# The ten busiest Coinbase products hold 376,000 trades a day.
 _COINBASE = [
     ("BTC-USD", 97_000.0, 2, 44_000, 580_000_000),
     ("ETH-USD", 3_400.0, 2, 43_000, 490_000_000),
@@ -66,11 +77,14 @@ _BINANCE = [
     ("ADAUSDT", 0.9, 4, 38_500, 370_000_000),
     ("ETHBTC", 0.035, 5, 38_000, 410_000_000),
 ]
-_DEFAULTS = {"coinbase": _COINBASE, "binance": _BINANCE}
+_DEFAULTS = {
+    "coinbase": {row[0]: Character(*row) for row in _COINBASE},
+    "binance": {row[0]: Character(*row) for row in _BINANCE},
+}
 # One delisted product each, in the default world: discovery has to leave it out.
 _DELISTED = {
-    "coinbase": ("REP-USD", 12.0, 2, 900, 6_000_000),
-    "binance": ("WAVESUSDT", 1.2, 4, 9_000, 45_000_000),
+    "coinbase": Character("REP-USD", 12.0, 2, 900, 6_000_000),
+    "binance": Character("WAVESUSDT", 1.2, 4, 9_000, 45_000_000),
 }
 _DELISTED_AFTER_US = 170 * DAY_US
 # Binance symbols have no separator: the longest known quote that fits is the quote.
@@ -110,7 +124,7 @@ class World:
     faults: list[dict[str, Any]] = field(default_factory=list)
 
 
-def world(config: Mapping[str, Any] | None = None) -> World:
+def build_world(config: Mapping[str, Any] | None = None) -> World:
     """Build the world of a configuration. Raises BadWorld, BadRecording."""
     config = dict(config or {})
     _only(
@@ -143,9 +157,7 @@ def _exchange(name: str, config: dict[str, Any], seed: int, genesis_us: int) -> 
     for product in _products(name, config.get("products"), seed, genesis_us, config.get("trades_per_day")):
         listings[product.name] = _listed(product)
     _only(config["latency_ms"], f"{name}: latency_ms", {"mean", "jitter"})
-    return Exchange(
-        name, protocol, listings, _limiter(name, config.get("limit", {})), Latency(**config["latency_ms"])
-    )
+    return Exchange(name, protocol, listings, _limiter(name, config.get("limit", {})), Latency(**config["latency_ms"]))
 
 
 def _limiter(name: str, limit: Any) -> Limiter:
@@ -158,35 +170,28 @@ def _limiter(name: str, limit: Any) -> Limiter:
     return WeightWindow(**limit)
 
 
-def _products(
-    exchange: str, wanted: Any, seed: int, genesis_us: int, trades_per_day: int | None
-) -> list[Product]:
-    known = {row[0]: row for row in _DEFAULTS[exchange]}
+def _products(exchange: str, wanted: Any, seed: int, genesis_us: int, trades_per_day: int | None) -> list[Product]:
+    known = _DEFAULTS[exchange]
     if wanted is None:
-        gone = _DELISTED[exchange]
+        gone = _product(exchange, _DELISTED[exchange], seed, genesis_us)
+        ends_us = genesis_us + _DELISTED_AFTER_US
         return [
-            *(_product(exchange, row, seed, genesis_us, trades_per_day) for row in known.values()),
-            _product(
-                exchange, gone, seed, genesis_us, status="delisted", ends_us=genesis_us + _DELISTED_AFTER_US
-            ),
+            *_products(exchange, list(known), seed, genesis_us, trades_per_day),
+            replace(gone, status="delisted", ends_us=ends_us),
         ]
     if isinstance(wanted, int):
         wanted = [_numbered(exchange, number) for number in range(1, wanted + 1)]
     products = []
     for item in wanted:
-        own = {"name": item} if isinstance(item, str) else dict(item)
-        _only(
-            own,
-            f"{exchange}: products",
-            {"name", "price", "price_decimals", "trades_per_day", "first_id", "status", "genesis"},
-        )
-        row = known.get(own["name"]) or _arbitrary(own["name"])
-        name, price, decimals, per_day, first_id = row
-        per_day = own.get("trades_per_day", trades_per_day or per_day)
-        row = (name, own.get("price", price), own.get("price_decimals", decimals), per_day,
-               own.get("first_id", first_id))  # fmt: skip
+        own: dict[str, Any] = {"name": item} if isinstance(item, str) else dict(item)
+        _only(own, f"{exchange}: products", {*Character._fields, "status", "genesis"})
+        character = known.get(own["name"]) or _arbitrary(own["name"])
+        if trades_per_day:
+            own.setdefault("trades_per_day", trades_per_day)
+        character = character._replace(**{key: own[key] for key in character._fields if key in own})
         own_genesis_us = _genesis_us(own) if "genesis" in own else genesis_us
-        products.append(_product(exchange, row, seed, own_genesis_us, status=own.get("status", "online")))
+        product = _product(exchange, character, seed, own_genesis_us)
+        products.append(replace(product, status=own.get("status", "online")))
     return products
 
 
@@ -194,11 +199,11 @@ def _numbered(exchange: str, number: int) -> str:
     return f"P{number:04d}-USD" if exchange == "coinbase" else f"P{number:04d}USDT"
 
 
-def _arbitrary(name: str) -> tuple[str, float, int, int, int]:
+def _arbitrary(name: str) -> Character:
     """Price, rate and first id of a product that no table knows, drawn from its name."""
     draw = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
     decimals = draw % 4 + 2
-    return (
+    return Character(
         name,
         round(10 ** (5 - decimals) * (1 + draw % 89 / 10), decimals),
         decimals,
@@ -207,29 +212,21 @@ def _arbitrary(name: str) -> tuple[str, float, int, int, int]:
     )
 
 
-def _product(
-    exchange: str,
-    row: tuple[str, float, int, int, int],
-    seed: int,
-    genesis_us: int,
-    trades_per_day: int | None = None,
-    **state: Any,
-) -> Product:
-    name, price, decimals, per_day, first_id = row
-    base, quote = split(exchange, name)
+def _product(exchange: str, character: Character, seed: int, genesis_us: int) -> Product:
+    base, quote = split(exchange, character.name)
+    cheap_quote = quote not in ("BTC", "ETH")
     return Product(
         exchange=exchange,
-        name=name,
+        name=character.name,
         base=base,
         quote=quote,
-        price_ticks=max(1, round(price * 10**decimals)),
-        price_decimals=decimals,
-        size_units=max(1, round(400 / price * UNIT)) if quote not in ("BTC", "ETH") else UNIT // 5,
-        interval_us=DAY_US // (trades_per_day or per_day),
+        price_ticks=max(1, round(character.price * 10**character.price_decimals)),
+        price_decimals=character.price_decimals,
+        size_units=max(1, round(400 / character.price * UNIT)) if cheap_quote else UNIT // 5,
+        interval_us=DAY_US // character.trades_per_day,
         genesis_us=genesis_us,
-        first_id=first_id,
+        first_id=character.first_id,
         seed=seed,
-        **state,
     )
 
 
