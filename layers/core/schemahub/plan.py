@@ -99,7 +99,7 @@ def cold_start(page: Sequence[Row], floor: int, target_us: int, page_size: int,
     per_us = (newest.id - oldest.id) / max(1, (newest.ts_us or 0) - (oldest.ts_us or 0))
     good, below, below_us, exact = oldest, floor, None, False
     for attempt in range(MAX_PROBES):
-        if good.id - below <= (1 if exact else page_size):
+        if good.id - below <= (1 if exact else max(1, page_size // 20)):
             break
         at = _guess(good, below, below_us, target_us, per_us, attempt)
         row = probe(at)

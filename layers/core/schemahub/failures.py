@@ -1,0 +1,33 @@
+"""What happens after an execution failed, timed out or was stopped: its locks are released and people are told.
+
+A Catch inside the machine could see neither a time-out nor an abort, and would spoil the console's redrive
+(docs/decisions); a rule on the execution's change of status sees all three.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from schemahub.runtime import Deps
+
+MAX_SUBJECT = 100
+"""SNS allows no longer subject."""
+
+
+def release_failed(event: dict[str, Any], deps: Deps, sns: Any, topic_arn: str) -> dict[str, Any]:
+    """Release the failed execution's locks and publish one message that names it, the error and the remedy.
+
+    Args:
+        event: EventBridge's "Step Functions Execution Status Change".
+    """
+    detail = event["detail"]
+    arn, status = detail["executionArn"], detail["status"]
+    released = deps.locks.release_run(arn, ended_ms=detail.get("stopDate"))
+    message = {"execution": arn, "status": status, "error": detail.get("error"),
+               "cause": (detail.get("cause") or "")[:1000], "released": released,
+               "remedy": "Look at the failed state in the Step Functions console and redrive the execution; "
+                         "finished chunks are not fetched again."}
+    subject = f"SchemaHub: {detail.get('name', 'execution')} {status}"[:MAX_SUBJECT]
+    sns.publish(TopicArn=topic_arn, Subject=subject, Message=json.dumps(message, indent=1))
+    return {"released": released, "status": status}

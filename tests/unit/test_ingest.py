@@ -1,0 +1,215 @@
+"""The steps of ingest over a real (simulated) exchange: exactly the exchange's trades, whatever goes wrong between."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import pytest
+
+from local.exchange_sim.server import Server, running
+from schemahub import errors, events, ingest, raw
+from schemahub.clock import FakeClock, SystemClock
+from schemahub.runtime import parse_event
+from schemahub.streams import Stream, covers, gaps, overlapping
+from tests.unit.worlds import STREAM, World, make_world
+
+BINANCE = Stream("binance", "BTC-USDT")
+FAST = {"latency_ms": {"mean": 0, "jitter": 0}, "coinbase": {"limit": "none"}, "binance": {"limit": "none"}}
+
+
+class Hurried(SystemClock):
+    """The real time, without the waiting: slots and second looks cost nothing here."""
+
+    def sleep(self, seconds: float) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with running(FAST) as server:
+        yield server
+
+
+@pytest.fixture
+def world(aws: boto3.Session, server: Server) -> World:
+    return make_world(aws, server.url, Hurried())
+
+
+def fault(server: Server, **spec: Any) -> None:
+    server.simulator.faults.add([spec], server.simulator.clock.now_us())
+
+
+def rows(world: World, stream: Stream = STREAM) -> list[dict[str, Any]]:
+    """Every trade that the ledger's raw objects hold, each object checked against its hash."""
+    found = []
+    for segment in world.deps.ledger.segments(stream):
+        content = raw.read(world.deps.objects, segment.raw_key, segment.sha256, segment.count)
+        found += [json.loads(line) for line in content.decode().splitlines()]
+    return found
+
+
+def assert_sound(world: World, stream: Stream = STREAM, id_field: str = "trade_id") -> None:
+    """Invariant 1: the segments tile the watermark, and every id in it is there once or classed absent."""
+    segments = list(world.deps.ledger.segments(stream))
+    mark = world.deps.ledger.watermark(stream)
+    assert mark is not None
+    assert not overlapping([s.interval for s in segments])
+    assert covers([s.interval for s in segments], (mark.low, mark.high))
+    absent = [(a.first, a.last) for s in segments for a in s.absent]
+    ids = [row[id_field] for row in rows(world, stream)]
+    assert len(ids) == len(set(ids))
+    assert not gaps([(i, i) for i in ids] + absent, (mark.low, mark.high))
+
+
+@pytest.mark.parametrize(("stream", "id_field"), [(STREAM, "trade_id"), (BINANCE, "a")])
+def test_a_first_run_holds_every_trade_of_its_range(world: World, server: Server, stream: Stream, id_field: str) -> None:
+    assert world.ingest(stream)["status"] == "covered"
+    assert_sound(world, stream, id_field)
+    mark = world.deps.ledger.watermark(stream)
+    assert mark is not None
+    assert 5_000 < mark.high - mark.low < 7_000, "three hours of trades were asked for"
+
+
+def test_a_second_run_fetches_only_what_is_new(world: World, server: Server) -> None:
+    world.ingest()
+    before = world.committed()
+    server.simulator.clock.set(None, 600, None)
+    world.deps.clock.now_ms = lambda: SystemClock().now_ms() + 600_000  # type: ignore[method-assign]
+    world.ingest()
+    assert world.committed()[: len(before)] == before
+    assert len(world.committed()) > len(before)
+    assert_sound(world)
+
+
+def test_the_same_run_twice_changes_nothing(world: World) -> None:
+    run = world.open("coinbase:BTC-USD")["run"]
+    base = {"execution": world.execution(), "run": run, "stream": STREAM.to_json()}
+    lock = world.acquire(base)
+    plan = world.call(ingest.plan_stream, events.PlanStep, {**base, "lock": lock})
+    world.fetch_and_commit(base, lock, plan)
+    before, objects = world.committed(), list(world.deps.objects.list("schemahub/raw_"))
+    assert world.fetch_and_commit(base, lock, plan)["status"] == "covered"
+    assert world.committed() == before
+    assert list(world.deps.objects.list("schemahub/raw_")) == objects
+
+
+def test_a_zombie_cannot_commit(world: World) -> None:
+    run = world.open("coinbase:BTC-USD")["run"]
+    base = {"execution": world.execution(), "run": run, "stream": STREAM.to_json()}
+    lock = world.acquire(base)
+    plan = world.call(ingest.plan_stream, events.PlanStep, {**base, "lock": lock})
+    for chunk in world.chunks(plan["chunks_key"]):
+        world.fetch(base, lock, chunk)
+    world.deps.locks.release_run(run["arn"])
+    world.deps.locks.acquire(STREAM.lock_id, "somebody-else", "somebody-else")
+    with pytest.raises(errors.LockLost):
+        world.commit(base, lock, plan)
+    assert world.committed() == []
+
+
+def test_the_prefix_is_committed_when_a_later_chunk_fails(world: World, server: Server) -> None:
+    run = world.open("coinbase:BTC-USD")["run"]
+    base = {"execution": world.execution(), "run": run, "stream": STREAM.to_json()}
+    lock = world.acquire(base)
+    plan = world.call(ingest.plan_stream, events.PlanStep, {**base, "lock": lock})
+    chunks = world.chunks(plan["chunks_key"])
+    for chunk in chunks[:1]:
+        world.fetch(base, lock, chunk)
+    outcome = world.commit(base, lock, plan)
+    assert outcome["status"] == "partial"
+    assert world.committed() == [(c["first"], c["last"]) for c in chunks[:1]]
+    with pytest.raises(errors.IncompleteChunks):
+        world.commit(base, lock, plan, final=True)
+    for chunk in world.chunks(outcome["remaining_key"]):
+        world.fetch(base, lock, chunk)
+    assert world.commit(base, lock, plan, final=True)["status"] == "covered"
+    assert_sound(world)
+
+
+@pytest.mark.parametrize(("kind", "error"), [
+    ({"kind": "html_200"}, errors.MalformedResponse),
+    ({"kind": "empty_list"}, errors.EmptyPage),
+    ({"kind": "truncated_json"}, errors.MalformedResponse),
+    ({"kind": "http_status", "status": 503}, errors.ExchangeUnavailable),
+    ({"kind": "http_status", "status": 429}, errors.RateLimited),
+    ({"kind": "reset"}, errors.ResponseInterrupted),
+])
+def test_a_hostile_answer_is_a_named_error_and_nothing_is_committed(
+        world: World, server: Server, kind: dict[str, Any], error: type[Exception]) -> None:
+    run = world.open("coinbase:BTC-USD")["run"]
+    base = {"execution": world.execution(), "run": run, "stream": STREAM.to_json()}
+    lock = world.acquire(base)
+    plan = world.call(ingest.plan_stream, events.PlanStep, {**base, "lock": lock})
+    fault(server, exchange="coinbase", times=None, **kind)
+    chunk = world.chunks(plan["chunks_key"])[0]
+    with pytest.raises(error) as caught:
+        world.fetch(base, lock, chunk)
+    assert "coinbase#BTC-USD" in str(caught.value)
+    assert list(world.deps.objects.list("schemahub/raw_")) == []
+    assert world.commit(base, lock, plan)["committed"] == 0
+    assert world.committed() == []
+
+
+def test_an_unknown_product_is_named(world: World) -> None:
+    with pytest.raises(errors.UnknownProduct, match="coinbase#NOPE-USD"):
+        world.ingest(Stream("coinbase", "NOPE-USD"))
+    with pytest.raises(errors.UnknownProduct, match="binance#NOPE-USD"):
+        world.ingest(Stream("binance", "NOPE-USD"))
+
+
+@pytest.mark.parametrize("product", ["coinbase:../x", "coinbase:BTC USD", "coinbase:" + "A" * 300 + "-USD", "BTC-USD",
+                                     "coinbase:btc-usd", "coinbase:BTC/USD", "coinbase:BTC-USD\n"])
+def test_a_malformed_product_is_refused_before_anything_is_done(world: World, product: str) -> None:
+    with pytest.raises(errors.BadProductId):
+        world.open(product)
+    assert list(world.deps.objects.list("")) == []
+
+
+def test_an_unreachable_exchange_is_named(aws: boto3.Session) -> None:
+    world = make_world(aws, "http://127.0.0.1:9", Hurried())
+    with pytest.raises(errors.ExchangeUnavailable, match="coinbase#BTC-USD"):
+        world.ingest()
+
+
+def test_a_busy_exchange_is_skipped_not_failed(world: World) -> None:
+    assert world.open("coinbase:BTC-USD")["status"] == "open"
+    assert world.open("coinbase:BTC-USD")["status"] == "skipped"
+
+
+def test_ids_that_the_exchange_never_issued_are_recorded_absent(world: World, server: Server) -> None:
+    run = world.open("coinbase:BTC-USD")["run"]
+    base = {"execution": world.execution(), "run": run, "stream": STREAM.to_json()}
+    lock = world.acquire(base)
+    plan = world.call(ingest.plan_stream, events.PlanStep, {**base, "lock": lock})
+    first = world.chunks(plan["chunks_key"])[0]["first"]
+    fault(server, kind="missing_forever", exchange="coinbase", product="BTC-USD", match={"ids": [first + 10, first + 12]})
+    world.fetch_and_commit(base, lock, plan)
+    segment = next(iter(world.deps.ledger.segments(STREAM)))
+    assert segment.absent == ((first + 10, first + 12, "exchange_skipped"),)
+    assert_sound(world)
+
+
+def test_a_first_run_of_a_recording_begins_at_its_first_trade(aws: boto3.Session, recorded: Any) -> None:
+    with running({**FAST, "recordings": [{"exchange": "binance", "product": "XRPETH", "path": str(recorded)}]}) as server:
+        world = make_world(aws, server.url, Hurried(), cold_start_hours=100_000, cold_start_trades=10**9, chunk_pages=10)
+        world.ingest(Stream("binance", "XRP-ETH"))
+        mark = world.deps.ledger.watermark(Stream("binance", "XRP-ETH"))
+        assert (mark.low, mark.high) == (13519807, 13532283)
+        assert len(rows(world, Stream("binance", "XRP-ETH"))) == 12_477
+
+
+@pytest.mark.parametrize(("change", "error"), [
+    ({"schema_version": 2}, errors.SchemaVersionMismatch), ({"surplus": 1}, errors.BadStateInput),
+    ({"execution": None}, errors.BadStateInput), ({"input": {"products": "coinbase:BTC-USD"}}, errors.BadStateInput),
+])
+def test_a_payload_that_cannot_be_meant_is_refused(change: dict[str, Any], error: type[Exception]) -> None:
+    payload = {"schema_version": 1, "execution": {"Id": "a:b"}, "input": {}}
+    with pytest.raises(error):
+        parse_event(events.OpenRun, {**payload, **change})
+
+
+def test_fake_and_real_clock_agree_on_the_unit() -> None:
+    assert 10**12 < FakeClock().now_ms() < 10**13
