@@ -1,9 +1,9 @@
 """Leases with a fence: who works on a stream, and the number by which its commits are told from a zombie's.
 
-One item a lock: ``lock_id`` → ``owner`` (execution ARN), ``run`` (ARN of the top execution), ``attempt`` (redrive count
-of the owner), ``fence``, ``lease_until``, ``acquired_at`` (both epoch ms). A released lock keeps its item and its fence;
-were the item deleted, the fence would begin again and an old holder could pass for a new one. For the same reason
-nothing here sets a TTL.
+One item a lock: ``lock_id`` → ``owner`` (execution ARN), ``run`` (ARN of the top execution), ``attempt`` (redrive
+count of the owner), ``fence``, ``lease_until``, ``acquired_at`` (both epoch ms). A released lock keeps its item and its
+fence; were the item deleted, the fence would begin again and an old holder could pass for a new one. For the same
+reason nothing here sets the TTL attribute: a lock is never litter.
 
 The lease only spares work: correctness is the fence, which every commit checks in its own transaction. That is why an
 expiry by wall clock, with ``skew_ms`` of allowance, is enough, and why an expired lease that nobody took is still ours.

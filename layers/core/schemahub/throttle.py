@@ -62,7 +62,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Our bucket for an exchange: ``rate`` (units a second) and ``burst`` (units at once) stay below the published ones.
+    """Our bucket: ``rate`` (units a second) and ``burst`` (units at once) stay below what the exchange publishes.
 
     * An exchange that publishes ``burst >= amount`` keeps a token bucket (Coinbase: 10 a second, 15 in bursts). We take
       the whole rate and a third of the burst; the rest of the burst absorbs delays.
@@ -145,7 +145,8 @@ class SharedBucket:
         self._table = table
         self._clock = clock
         self._key = {"exchange": bucket.exchange}
-        self._was_idle = False
+        self.idle = False
+        """Whether the bucket was full when this worker last looked: slots then come all at once."""
 
     def reserve(self, costs: Sequence[float], max_wait_ms: int) -> GoAt | Refused:
         """Reserve a slot for each cost by one write, if the last of them begins within ``max_wait_ms``.
@@ -157,10 +158,10 @@ class SharedBucket:
         for _ in range(RACES):
             now = self._now_us()
             latest = now + max_wait_ms * 1000 + self.bucket.tolerance_us - sum(steps)
-            outcome = self._idle(now, steps, latest) if self._was_idle else self._busy(now, steps, latest)
+            outcome = self._idle(now, steps, latest) if self.idle else self._busy(now, steps, latest)
             if isinstance(outcome, (GoAt, Refused)):
                 return outcome
-            self._was_idle = self._judge_idle(outcome, now)
+            self.idle = self._judge_idle(outcome, now)
         return Refused(_ms(sum(steps)))
 
     def penalise(self, retry_after_s: float | None = None) -> int:
@@ -302,7 +303,7 @@ class Throttle:
             return 1
         gap = max(0, self._now_us() - self._last_us)
         self._pace_us = max(gap, (self._pace_us + gap) // 2)
-        behind = self._pace_us - self.bucket.interval_us(cost)
+        behind = self._pace_us - (0 if self.shared.idle else self.bucket.interval_us(cost))
         return wanted if behind <= 0 else min(wanted, 1 + self.bucket.late_us // behind)
 
     def _now_us(self) -> int:
