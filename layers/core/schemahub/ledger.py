@@ -110,11 +110,17 @@ class Ledger:
         return {kind: {"TableName": self.table.name, **parts}}
 
     def restore(self, stream: Stream, low: int, high: int, segments: Sequence[Segment], now_ms: int) -> None:
-        """Put back what a lost table held. Existing items stay as they are; the watermark comes last."""
+        """Put back what a lost or older table held. Existing segments stay; the watermark comes last and only grows.
+
+        The fence begins again at 0, because the lock's own may have been lost with it.
+        """
         for segment in segments:
             self._put_new(_item(segment))
-        self._put_new({"stream": str(stream), "item": "watermark", "low": low, "high": high, "fence": 0,
-                       "updated_at": now_ms})
+        self.table.update_item(
+            Key={"stream": str(stream), "item": "watermark"},
+            UpdateExpression="SET low = :low, high = :high, fence = :zero, updated_at = :now",
+            ConditionExpression="attribute_not_exists(high) OR (high <= :high AND low >= :low)",
+            ExpressionAttributeValues={":low": low, ":high": high, ":zero": 0, ":now": now_ms})
 
     def mark_published(self, segments: Sequence[Segment], published_in: str) -> None:
         """Take segments out of the pending index, naming the snapshot. Repeating it changes nothing."""
