@@ -1,0 +1,3 @@
+from schemahub_cli.main import app
+
+app(prog_name="schemahub")

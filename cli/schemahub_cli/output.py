@@ -1,0 +1,117 @@
+"""What a command says: tables and lines for people, one JSON document for machines, an exit code for scripts."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Annotated, Any, NoReturn, ParamSpec
+
+import typer
+from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
+from rich.console import Console
+from rich.markup import escape
+
+from schemahub.errors import SchemaHubError
+
+P = ParamSpec("P")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+StackOption = Annotated[str | None, typer.Option(
+    "--stack", metavar="NAME", envvar="SCHEMAHUB_STACK", show_default=False,
+    help="Name of a deployed CloudFormation stack (AWS credentials and region as usual). Default: the local stack.")]
+
+
+class Exit(IntEnum):
+    """Exit codes (docs/cli.md lists them)."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NO_STACK = 3
+    BUSY = 4
+
+
+class StackUnreachable(SchemaHubError):
+    """The stack that was meant is not there, or does not answer."""
+
+    remedy = "Start the local one with `schemahub local up`, or name a deployed one with --stack."
+
+
+class ExecutionFailed(SchemaHubError):
+    """An execution that was followed ended as FAILED, TIMED_OUT or ABORTED."""
+
+    remedy = "Redrive it in the Step Functions console, or run again: finished chunks are not fetched again."
+
+
+class Say:
+    """Where a command's words go. With ``as_json`` people's words are dropped and ``result`` prints the document."""
+
+    def __init__(self, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.console = Console(quiet=as_json, highlight=False)
+
+    def line(self, text: str = "") -> None:
+        """One line for people; Rich markup is understood."""
+        self.console.print(text)
+
+    def result(self, document: Any, *renderables: Any) -> None:
+        """The command's result: the document for machines, the renderables for people."""
+        if self.as_json:
+            print(json.dumps(document, indent=2, default=str))
+        for renderable in renderables:
+            self.console.print(renderable)
+
+
+def command(function: Callable[P, None]) -> Callable[P, None]:
+    """Run a command so that every failure has a name, a remedy and an exit code, and no traceback."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        as_json = bool(kwargs.get("as_json"))
+        try:
+            function(*args, **kwargs)
+        except StackUnreachable as error:
+            fail(error, Exit.NO_STACK, as_json)
+        except SchemaHubError as error:
+            fail(error, Exit.FAILED, as_json)
+        except (EndpointConnectionError, NoCredentialsError) as error:
+            fail(StackUnreachable(str(error)), Exit.NO_STACK, as_json)
+        except (ClientError, BotoCoreError) as error:
+            fail(error, Exit.FAILED, as_json)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def fail(error: Exception, code: Exit, as_json: bool) -> NoReturn:
+    """Print a named error (on stderr, or as the JSON document) and leave with ``code``."""
+    remedy = getattr(error, "remedy", "")
+    reason = getattr(error, "reason", str(error))
+    if as_json:
+        print(json.dumps({"error": type(error).__name__, "message": str(reason), "remedy": remedy,
+                          "stream": getattr(error, "stream", None), "exit_code": int(code)}, indent=2))
+    else:
+        where = f"{error.stream}: " if getattr(error, "stream", None) else ""  # type: ignore[attr-defined]
+        err = Console(stderr=True, highlight=False)
+        err.print(f"[bold red]{type(error).__name__}[/]  {escape(where + str(reason))}")
+        if remedy:
+            err.print(f"[dim]→[/] {escape(remedy)}")
+    raise typer.Exit(int(code))
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people read them: ``8 s``, ``3:05``, ``2:03:05``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def dollars(usd: float) -> str:
+    """US dollars with as many digits as matter: ``$0.0042``, ``$12.30``."""
+    return f"${usd:,.2f}" if usd >= 1 else f"${usd:.4f}"

@@ -1,0 +1,87 @@
+"""The state tables as ``status`` shows them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from schemahub import ingest, plan
+from schemahub.breaker import CLOSED
+from schemahub.conditional import read
+from schemahub.errors import SchemaHubError
+from schemahub.mappings import load_mapping
+from schemahub.pacing import PacedExchange
+from schemahub.runtime import Deps
+from schemahub.streams import Stream
+from schemahub.throttle import Bucket, SharedBucket
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """One stream: its watermark, what waits to be published, who holds it, and how far the exchange is ahead."""
+
+    stream: Stream
+    low: int | None = None
+    high: int | None = None
+    updated_at: int | None = None
+    pending: int = 0
+    lock: str | None = None
+    lag: int | None = None
+    last_outcome: str | None = None
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.stream.to_json(), "low": self.low, "high": self.high, "updated_at": self.updated_at,
+                "pending_segments": self.pending, "lock": self.lock, "lag": self.lag,
+                "last_outcome": self.last_outcome, "error": self.error}
+
+
+@dataclass(frozen=True)
+class ExchangeState:
+    """One exchange: when the next request may go, whether the breaker lets it, which run works on it."""
+
+    exchange: str
+    next_free_us: int
+    breaker: str
+    lock: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"exchange": self.exchange, "next_free_us": self.next_free_us, "breaker": self.breaker, "lock": self.lock}
+
+
+def streams(deps: Deps, heads: bool) -> list[StreamState]:
+    """The streams of the seed list and those that have something to publish."""
+    pending = Counter(segment.stream for segment in deps.ledger.pending())
+    known = {*ingest.read_seed(deps), *(Stream.parse(p) for p in deps.settings.products), *pending}
+    return [_stream(deps, s, pending[s], heads) for s in sorted(known)]
+
+
+def _stream(deps: Deps, stream: Stream, pending: int, heads: bool) -> StreamState:
+    try:
+        mark = deps.ledger.watermark(stream)
+        holder = deps.locks.holder(stream.lock_id)
+        last = deps.ledger.last_run(stream) or {}
+        lag = None
+        if heads and mark:
+            settle = load_mapping(stream.exchange).requests.settle_seconds
+            page = PacedExchange.of(deps, stream.exchange).newest(stream)
+            lag = max(0, plan.head_of(page, stream, deps.clock.now_ms() * 1000, settle).settled - mark.high)
+        return StreamState(stream, mark.low if mark else None, mark.high if mark else None,
+                           mark.updated_at if mark else None, pending, holder.run if holder else None, lag,
+                           last.get("outcome"))
+    except SchemaHubError as error:
+        return StreamState(stream, pending=pending, error=f"{type(error).__name__}: {error.reason}")
+
+
+def exchanges(deps: Deps, names: Iterable[str]) -> list[ExchangeState]:
+    """The shared state of each exchange; nothing is reserved."""
+    found = []
+    for name in sorted(names):
+        bucket = Bucket.of(load_mapping(name), deps.settings.limit_share)
+        breaker = read(deps.throttle_table, {"exchange": f"{name}#breaker"}).get("state", CLOSED)
+        holder = deps.locks.holder(ingest.process_lock(name))
+        found.append(ExchangeState(name, SharedBucket(deps.throttle_table, bucket, deps.clock).next_free_us(),
+                                   str(breaker), holder.run if holder else None))
+    return found
