@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +185,8 @@ def _sam_build(home: Path) -> None:
 
 def _sam_deploy(home: Path, daemon: Daemon, parameters: Mapping[str, str]) -> None:
     s3: S3Client = client(daemon, "s3")
-    s3.create_bucket(Bucket=ARTIFACT_BUCKET)  # in us-east-1 creating one's own bucket again is fine
+    with suppress(s3.exceptions.BucketAlreadyOwnedByYou):
+        s3.create_bucket(Bucket=ARTIFACT_BUCKET)
     _run_sam(
         home,
         [
