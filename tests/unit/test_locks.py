@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from botocore.exceptions import ClientError
+
 from schemahub.clock import FakeClock
 from schemahub.errors import CorruptState, LockBusy, LockLost
 from schemahub.locks import Lease, Locks, Renewer
-
 from tests.dynamodb import Watched, open_tables
 
 ID = "stream#coinbase#BTC-USD#trades"

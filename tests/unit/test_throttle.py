@@ -8,12 +8,12 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
+
 from schemahub import throttle
 from schemahub.clock import FakeClock
 from schemahub.errors import BadConfig, CorruptState, SlotRefused
 from schemahub.mappings import exchanges, load_mapping
 from schemahub.throttle import Bucket, GoAt, Refused, SharedBucket, Throttle
-
 from tests.dynamodb import Watched, open_tables
 
 COINBASE = Bucket.of(load_mapping("coinbase"))

@@ -19,7 +19,7 @@ import logging
 import random
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +27,13 @@ from typing import Any
 from schemahub.clock import Clock
 from schemahub.conditional import Applied, Item, read, update_if, whole
 from schemahub.errors import (
+    BadInput,
     CircuitOpen,
     CorruptState,
+    ExchangeError,
     ExchangeUnavailable,
     RateLimited,
     ResponseInterrupted,
-    SchemaHubError,
 )
 
 log = logging.getLogger(__name__)
@@ -110,24 +111,34 @@ class Breaker:
         self._seen_at = 0
         self._slow_downs = 0
 
-    def before(self, max_wait_s: float = 0) -> Permit:
+    def before(self, max_wait_s: float = 0, slot: Callable[[], object] | None = None) -> Permit:
         """Leave for one request, waiting up to ``max_wait_s`` while the breaker is open.
+
+        ``slot`` (the throttle's wait) is called when the breaker lets somebody through and before the permit is taken:
+        a slot must not grow old behind an open breaker, nor a probe expire while it waits for its slot.
 
         Raises:
             CircuitOpen: still open after that.
         """
-        deadline = self._clock.now_ms() + round(max_wait_s * 1000)
+        patience_ms = round(max_wait_s * 1000)
         while True:
             with self._guard:
-                answer = self._ask()
-            if isinstance(answer, Permit):
-                return answer
+                until = self._blocked_until()
+            if until is None:
+                if slot is not None:
+                    slot()
+                with self._guard:
+                    answer = self._ask()
+                if isinstance(answer, Permit):
+                    return answer
+                until = answer
             now = self._clock.now_ms()
             # Those who wait do not come back at the same instant.
-            wait_ms = max(1, answer - now) + self._rng.randrange(250)
-            if now + wait_ms > deadline:
-                raise CircuitOpen(f"the circuit breaker is open for another {max(0, answer - now)} ms",
+            wait_ms = max(1, until - now) + self._rng.randrange(250)
+            if wait_ms > patience_ms:
+                raise CircuitOpen(f"the circuit breaker is open for another {max(0, until - now)} ms",
                                   stream=self.exchange)
+            patience_ms -= wait_ms
             self._clock.sleep(wait_ms / 1000)
 
     def report(self, permit: Permit, ok: bool) -> None:
@@ -141,13 +152,13 @@ class Breaker:
                 self._failed(permit)
 
     @contextmanager
-    def guard(self, max_wait_s: float = 0) -> Iterator[Permit]:
+    def guard(self, max_wait_s: float = 0, slot: Callable[[], object] | None = None) -> Iterator[Permit]:
         """``before``, the request, ``report`` by the error it raised.
 
         Unavailable and interrupted are failures, RateLimited from the ``slow_downs``-th in a row; every other named
-        error is an answer. Anything else (a bug, a kill) reports nothing: a probe then expires.
+        error is an answer. Anything else (nothing sent, a bug, a kill) reports nothing: a probe then expires.
         """
-        permit = self.before(max_wait_s)
+        permit = self.before(max_wait_s, slot)
         try:
             yield permit
         except (ExchangeUnavailable, ResponseInterrupted):
@@ -158,11 +169,16 @@ class Breaker:
             if permit.probe or self._slow_downs >= self.tuning.slow_downs:
                 self.report(permit, ok=False)
             raise
-        except SchemaHubError:
+        except (ExchangeError, BadInput):
             self.report(permit, ok=True)
             raise
         self._slow_downs = 0
         self.report(permit, ok=True)
+
+    def _blocked_until(self) -> int | None:
+        """When (ms) it is worth asking, None for now."""
+        until = self._current().blocked_until
+        return until if until > self._clock.now_ms() else None
 
     def _ask(self) -> Permit | int:
         """A permit, or when (ms) to ask again."""

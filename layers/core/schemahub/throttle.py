@@ -301,7 +301,8 @@ class Throttle:
         wanted = max(1, min(expected, self._batch))
         if self._last_us is None:
             return 1
-        gap = max(0, self._now_us() - self._last_us)
+        # Bounded, so that one long pause (a Lambda between two invocations) is soon forgotten.
+        gap = min(max(0, self._now_us() - self._last_us), 2 * self.bucket.late_us)
         self._pace_us = max(gap, (self._pace_us + gap) // 2)
         behind = self._pace_us - (0 if self.shared.idle else self.bucket.interval_us(cost))
         return wanted if behind <= 0 else min(wanted, 1 + self.bucket.late_us // behind)
