@@ -1,0 +1,180 @@
+"""Least privilege: each function has its own role, and each `*` a written reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+FORBIDDEN = ("dynamodb:DeleteItem", "dynamodb:DeleteTable", "s3:DeleteObject", "s3:DeleteObjectVersion", "iam:PassRole")
+
+# Where a statement holds a `*` as its resource or in an action. The reasons stand in the template, under Metadata.
+WILDCARDS = {
+    ("TracingPolicy", "Trace"),
+    ("LogDeliveryPolicy", "DeliverLogs"),
+    ("AlarmKey", "AccountGoverns"),
+    ("AlarmKey", "AlarmsEncrypt"),
+    ("BucketPolicy", "DenyClearText"),
+    ("BucketPolicy", "DenyOldTls"),
+}
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def documents(resource: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The policy documents of one resource, inline, managed or attached to a key, bucket or topic."""
+    properties = resource.get("Properties", {})
+    for name in ("PolicyDocument", "KeyPolicy"):
+        if name in properties:
+            yield properties[name]
+    for policy in properties.get("Policies", []):
+        yield policy["PolicyDocument"]
+
+
+def statements(resources: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, resource in resources.items():
+        for document in documents(resource):
+            for statement in as_list(document["Statement"]):
+                yield name, statement
+
+
+def text(resource: Any) -> str:
+    """A resource of a statement as a string: intrinsic functions give their template or attribute."""
+    if isinstance(resource, dict):
+        [value] = resource.values()
+        return ".".join(value) if isinstance(value, list) else str(value)
+    return str(resource)
+
+
+def actions_of(resources: dict[str, Any], role: str) -> set[str]:
+    return {
+        action for name, statement in statements({role: resources[role]}) for action in as_list(statement["Action"])
+    }
+
+
+def test_every_wildcard_has_a_written_reason(template: dict[str, Any], resources: dict[str, Any]) -> None:
+    found = {
+        (name, statement["Sid"])
+        for name, statement in statements(resources)
+        if "Sid" in statement
+        and ("*" in as_list(statement.get("Resource")) or any("*" in action for action in as_list(statement["Action"])))
+    }
+    assert found == WILDCARDS
+    reasons = template["Metadata"]["WildcardReasons"]
+    assert {name for name, _ in found} == set(reasons)
+    assert all(len(reason) > 40 for reason in reasons.values())
+
+
+def test_no_statement_hides_from_the_wildcard_test(resources: dict[str, Any]) -> None:
+    """Statements without a Sid (SAM's own) hold no wildcard; nothing uses the Not forms."""
+    for name, statement in statements(resources):
+        assert not {"NotAction", "NotResource", "NotPrincipal"} & set(statement), name
+        if "Sid" not in statement:
+            assert "*" not in str(statement["Action"]) + str(statement["Resource"]), name
+
+
+def test_every_resource_pattern_stays_inside_its_prefix(resources: dict[str, Any]) -> None:
+    for name, statement in statements(resources):
+        if (name, statement.get("Sid")) in WILDCARDS:
+            continue
+        for resource in map(text, as_list(statement["Resource"])):
+            head = resource.split("*")[0]
+            assert "*" not in resource or head.endswith(("/", ":", "raw_")), f"{name}: {resource}"
+            assert not head.endswith("schemahub/"), f"{name}: the whole bucket"
+
+
+def test_every_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None:
+    roles = [
+        r["Properties"]["Role"]["Fn::GetAtt"][0] for r in resources.values() if r["Type"] == "AWS::Lambda::Function"
+    ]
+    assert len(roles) == len(set(roles)) == 10
+    machines = [
+        r["Properties"]["RoleArn"]["Fn::GetAtt"][0]
+        for r in resources.values()
+        if r["Type"] == "AWS::StepFunctions::StateMachine"
+    ]
+    assert len({*machines, *roles}) == 12
+
+
+def test_no_role_has_a_policy_made_by_aws(resources: dict[str, Any]) -> None:
+    """AWSLambdaBasicExecutionRole and its kind allow `*`."""
+    for name, resource in resources.items():
+        for policy in resource.get("Properties", {}).get("ManagedPolicyArns", []):
+            assert policy.get("Ref") in ("TracingPolicy", "LogDeliveryPolicy"), name
+
+
+def test_nobody_may_delete_an_item_or_an_object(resources: dict[str, Any]) -> None:
+    for name, statement in statements(resources):
+        if statement["Effect"] == "Allow":
+            assert not set(as_list(statement["Action"])) & set(FORBIDDEN), name
+
+
+def test_only_the_committer_may_check_a_lock_inside_a_transaction_and_put_segments(resources: dict[str, Any]) -> None:
+    assert {"dynamodb:ConditionCheckItem", "dynamodb:PutItem"} <= actions_of(resources, "CommitSegmentsRole")
+
+
+def test_only_publish_may_change_the_table(resources: dict[str, Any]) -> None:
+    writers = {name for name, s in statements(resources) if "glue:UpdateTable" in as_list(s["Action"])}
+    assert writers == {"PublishRole"}
+
+
+def test_only_fetch_writes_originals(resources: dict[str, Any]) -> None:
+    writers = {
+        name
+        for name, s in statements(resources)
+        if s["Effect"] == "Allow"
+        and "s3:PutObject" in as_list(s["Action"])
+        and any(text(r).endswith("raw_*") for r in as_list(s["Resource"]))
+    }
+    assert writers == {"FetchChunkRole"}
+
+
+def test_a_role_writes_logs_only_to_its_own_group(resources: dict[str, Any]) -> None:
+    for name, statement in statements(resources):
+        if statement.get("Sid") == "WriteOwnLog":
+            assert text(statement["Resource"]) == f"{name.removesuffix('Role')}Logs.Arn"
+
+
+def test_state_machines_invoke_exactly_the_functions_they_name(
+    template: dict[str, Any], resources: dict[str, Any]
+) -> None:
+    for machine in ("IngestStateMachine", "TransformStateMachine"):
+        allowed = {
+            text(r)
+            for name, s in statements({"role": resources[f"{machine}Role"]})
+            if s["Sid"] == "InvokeFunctions"
+            for r in as_list(s["Resource"])
+        }
+        given = template["Resources"][machine]["Properties"]["DefinitionSubstitutions"].values()
+        assert allowed == {text(value) for value in given if "Fn::GetAtt" in value}
+
+
+def test_a_distributed_map_may_run_and_be_redriven(resources: dict[str, Any]) -> None:
+    for machine in ("Ingest", "Transform"):
+        assert {
+            "states:StartExecution",
+            "states:RedriveExecution",
+            "states:DescribeExecution",
+            "states:StopExecution",
+            "s3:GetObject",
+        } <= actions_of(resources, f"{machine}StateMachineRole")
+
+
+def test_ingest_may_wait_for_transform(resources: dict[str, Any]) -> None:
+    assert {"events:PutRule", "events:PutTargets", "events:DescribeRule"} <= actions_of(
+        resources, "IngestStateMachineRole"
+    )
+
+
+def test_only_lambda_scheduler_and_states_assume_the_roles(resources: dict[str, Any]) -> None:
+    for name, resource in resources.items():
+        if resource["Type"] != "AWS::IAM::Role":
+            continue
+        trusted = {
+            service
+            for s in resource["Properties"]["AssumeRolePolicyDocument"]["Statement"]
+            for service in as_list(s["Principal"]["Service"])
+        }
+        expected = "states" if name.endswith("StateMachineRole") else "scheduler" if "Schedule" in name else "lambda"
+        assert trusted == {f"{expected}.amazonaws.com"}, name

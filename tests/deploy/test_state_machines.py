@@ -1,0 +1,201 @@
+"""The state machines against the template, the error tree and the rules that make redrive work."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemahub import errors
+from tests.deploy.conftest import MACHINES, ROOT, definition, substituted, substitutions
+
+NAMES = list(MACHINES.values())
+TRANSIENT = [
+    "Lambda.ServiceException",
+    "Lambda.AWSLambdaException",
+    "Lambda.SdkClientException",
+    "Lambda.TooManyRequestsException",
+    "Lambda.Unknown",
+    "Sandbox.Timedout",
+    "States.Timeout",
+]
+FOREIGN = ("Lambda.", "Sandbox.", "States.", "StepFunctions.")
+# What a retry cannot cure: somebody must look, or another run has taken over.
+FINAL = (
+    errors.BadInput,
+    errors.StateError,
+    errors.TransformError,
+    errors.LockLost,
+    errors.PageConflict,
+    errors.HeadBehindWatermark,
+    errors.ExchangeRefused,
+    errors.StaleBatch,
+)
+
+
+def states(machine: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All states, children of Maps included."""
+    for name, state in machine["States"].items():
+        yield name, state
+        if state["Type"] == "Map":
+            yield from states(state["ItemProcessor"])
+
+
+def tasks(name: str) -> list[tuple[str, dict[str, Any]]]:
+    return [(n, s) for n, s in states(definition(name)) if s["Type"] == "Task"]
+
+
+def is_lambda(state: dict[str, Any]) -> bool:
+    return state["Resource"] == "arn:aws:states:::lambda:invoke"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_asl_validator_accepts_it(name: str, tmp_path: Path) -> None:
+    validator = ROOT / "node_modules" / ".bin" / "asl-validator"
+    if not validator.exists():
+        pytest.skip("no asl-validator (npm): run `make node_modules/.stamp` where npm is installed")
+    file = tmp_path / f"{name}.json"
+    file.write_text(json.dumps(substituted(name)))
+    result = subprocess.run([str(validator), "--json-path", str(file)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_target_exists_in_its_own_scope_and_everything_is_reached(name: str) -> None:
+    """What asl-validator says too; here for machines without npm."""
+
+    def check(machine: dict[str, Any]) -> None:
+        reached, todo = set(), [machine["StartAt"]]
+        while todo:
+            here = todo.pop()
+            assert here in machine["States"], f"no state {here}"
+            if here in reached:
+                continue
+            reached.add(here)
+            state = machine["States"][here]
+            todo += [state[key] for key in ("Next", "Default") if key in state]
+            todo += [choice["Next"] for choice in state.get("Choices", [])]
+            if state["Type"] == "Map":
+                check(state["ItemProcessor"])
+        assert reached == set(machine["States"])
+
+    check(definition(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_names_are_unique_and_so_are_map_labels(name: str) -> None:
+    names = [state for state, _ in states(definition(name))]
+    labels = [s["Label"] for _, s in states(definition(name)) if s["Type"] == "Map"]
+    assert len(names) == len(set(names))
+    assert len(labels) == len(set(labels))
+    assert all(len(label) <= 40 for label in labels)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_there_is_no_catch(name: str) -> None:
+    """A caught state has exited: the console's redrive could only enter the failure again."""
+    assert not [state for state, body in states(definition(name)) if "Catch" in body]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_maps_have_no_retry_and_run_standard_children(name: str) -> None:
+    """A Retry on a Distributed Map runs every child again; the Retry belongs inside the child."""
+    for state, body in states(definition(name)):
+        if body["Type"] == "Map":
+            assert "Retry" not in body, state
+            assert body["ItemProcessor"]["ProcessorConfig"] == {"Mode": "DISTRIBUTED", "ExecutionType": "STANDARD"}
+            assert body["MaxConcurrency"] > 0, state
+            assert body["ItemReader"]["ReaderConfig"] == {"InputType": "JSONL"}, state
+
+
+def test_only_the_first_round_tolerates_failures() -> None:
+    tolerant = {n for n, s in states(definition("ingest")) if s.get("ToleratedFailurePercentage")}
+    assert tolerant == {"IngestStreams", "FetchChunks"}
+    assert not [n for n, s in states(definition("transform")) if s.get("ToleratedFailurePercentage")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_task_outlives_its_function(name: str, template: dict[str, Any]) -> None:
+    """Otherwise Step Functions gives up while the Lambda still works, as a zombie."""
+    for state, body in tasks(name):
+        if is_lambda(body):
+            function = body["Parameters"]["FunctionName"].strip("${}").removesuffix("Arn")
+            assert body["TimeoutSeconds"] > template["Resources"][function]["Properties"]["Timeout"], state
+        else:
+            assert body["TimeoutSeconds"] > definition("transform")["TimeoutSeconds"], state
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_retries_name_errors_that_exist_and_that_a_retry_can_cure(name: str) -> None:
+    for state, body in tasks(name):
+        for retrier in body["Retry"]:
+            for error in retrier["ErrorEquals"]:
+                if error.startswith(FOREIGN):
+                    continue
+                kind = getattr(errors, error, None)
+                assert inspect.isclass(kind), f"{state} retries {error}, which schemahub.errors does not have"
+                assert not issubclass(kind, FINAL), f"{state} retries {error}, which no retry cures"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_retries_go_from_the_specific_to_the_rest_with_full_jitter(name: str) -> None:
+    for state, body in tasks(name):
+        *specific, last = body["Retry"]
+        if is_lambda(body):
+            assert last["ErrorEquals"] == TRANSIENT, state
+        assert not [e for r in specific for e in r["ErrorEquals"] if e.startswith(FOREIGN)], state
+        named = [e for r in body["Retry"] for e in r["ErrorEquals"]]
+        assert len(named) == len(set(named)), state
+        for retrier in body["Retry"]:
+            assert retrier["JitterStrategy"] == "FULL", state
+            assert retrier["IntervalSeconds"] <= retrier["MaxDelaySeconds"] <= 300, state
+            assert 0 < retrier["MaxAttempts"] <= 10, state
+
+
+def test_whoever_talks_to_an_exchange_retries_what_the_exchange_does() -> None:
+    curable = {
+        "EmptyPage",
+        "IncompletePage",
+        "SlotRefused",
+        "CircuitOpen",
+        "ExchangeUnavailable",
+        "RateLimited",
+        "MalformedResponse",
+        "ResponseInterrupted",
+    }
+    talking = {"PlanStreamFunctionArn", "FetchChunkFunctionArn"}
+    for state, body in tasks("ingest"):
+        retried = {e for r in body["Retry"] for e in r["ErrorEquals"]}
+        talks = is_lambda(body) and body["Parameters"]["FunctionName"].strip("${}") in talking
+        assert (curable <= retried) if talks else not (curable & retried), state
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_payload_carries_the_schema_version(name: str) -> None:
+    for state, body in tasks(name):
+        payload = body["Parameters"]["Payload" if is_lambda(body) else "Input"]
+        assert payload["schema_version"] == 1, state
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_children_return_nothing(name: str) -> None:
+    """A Map collects its children's outputs into one payload of at most 256 KiB: thousands of chunks must not fill it."""
+    for state, body in states(definition(name)):
+        if body["Type"] == "Map":
+            assert body["ResultPath"] is None, state
+            for child, last in body["ItemProcessor"]["States"].items():
+                if last.get("End"):
+                    assert last["OutputPath"] is None, child
+
+
+@pytest.mark.parametrize(("resource", "name"), MACHINES.items())
+def test_substitutions_are_all_used_and_all_provided(template: dict[str, Any], resource: str, name: str) -> None:
+    given = template["Resources"][resource]["Properties"]["DefinitionSubstitutions"]
+    assert set(given) == substitutions(name)
+    for key, value in given.items():
+        assert key.removesuffix("Arn") in str(value), key

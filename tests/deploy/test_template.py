@@ -1,0 +1,223 @@
+"""The template as a whole: it is valid, complete, and says what the design says."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deploy.conftest import ROOT
+
+# Rules of cfn-lint that are off, each with the reason.
+IGNORED_RULES = {
+    "W1020": "the SAM translator itself fills the stage into the names of layers, and leaves an Fn::Sub without variables",
+}
+
+
+def of_type(resources: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {name: r["Properties"] for name, r in resources.items() if r["Type"] == kind}
+
+
+def test_cfn_lint_finds_nothing_in_the_translated_template(translated: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "translated.json"
+    file.write_text(json.dumps(translated, indent=1))
+    command = [
+        str(Path(sys.executable).with_name("cfn-lint")),
+        "--regions",
+        "us-east-1",
+        "--ignore-checks",
+        *IGNORED_RULES,
+        "--",
+        str(file),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_sections_follow_the_data(template: dict[str, Any]) -> None:
+    order = [
+        "Bucket",
+        "LocksTable",
+        "StreamsTable",
+        "ThrottleTable",
+        "CoreLayer",
+        "OpenRunFunction",
+        "LockFunction",
+        "PlanStreamFunction",
+        "FetchChunkFunction",
+        "CommitSegmentsFunction",
+        "CloseRunFunction",
+        "ListPendingFunction",
+        "TransformBatchFunction",
+        "PublishFunction",
+        "ReleaseOnFailureFunction",
+        "TransformStateMachine",
+        "IngestStateMachine",
+        "Database",
+        "Workgroup",
+        "AlarmTopic",
+    ]
+    names = list(template["Resources"])
+    assert [name for name in names if name in order] == order
+
+
+def test_the_bucket_is_closed_versioned_and_encrypted(resources: dict[str, Any]) -> None:
+    bucket = resources["Bucket"]["Properties"]
+    assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
+    assert len(bucket["PublicAccessBlockConfiguration"]) == 4
+    assert bucket["OwnershipControls"]["Rules"] == [{"ObjectOwnership": "BucketOwnerEnforced"}]
+    assert bucket["VersioningConfiguration"]["Status"] == "Enabled"
+    rule = bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"][0]
+    assert rule["ServerSideEncryptionByDefault"]["SSEAlgorithm"] == "aws:kms"
+    assert rule["BucketKeyEnabled"] is True
+
+
+def test_the_bucket_refuses_clear_text_old_tls_and_overwriting_raw(resources: dict[str, Any]) -> None:
+    statements = {s["Sid"]: s for s in resources["BucketPolicy"]["Properties"]["PolicyDocument"]["Statement"]}
+    assert {s["Effect"] for s in statements.values()} == {"Deny"}
+    assert statements["DenyClearText"]["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+    assert statements["DenyOldTls"]["Condition"] == {"NumericLessThan": {"s3:TlsVersion": 1.2}}
+    assert statements["DenyOverwriteOfRaw"]["Condition"]["Null"] == {"s3:if-none-match": "true"}
+
+
+def test_no_lifecycle_rule_ever_expires_originals_or_the_table(resources: dict[str, Any]) -> None:
+    rules = resources["Bucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
+    expiring = {rule["Prefix"] for rule in rules if "ExpirationInDays" in rule}
+    assert expiring == {"schemahub/plans/", "schemahub/athena/"}
+    assert any("AbortIncompleteMultipartUpload" in rule for rule in rules)
+
+
+def test_tables_are_on_demand_recoverable_and_encrypted(resources: dict[str, Any]) -> None:
+    tables = of_type(resources, "AWS::DynamoDB::Table")
+    assert set(tables) == {"LocksTable", "StreamsTable", "ThrottleTable"}
+    for table in tables.values():
+        assert table["BillingMode"] == "PAY_PER_REQUEST"
+        assert table["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
+        assert table["SSESpecification"] == {"SSEEnabled": True}
+        assert table["DeletionProtectionEnabled"] == {"Fn::If": ["IsProd", True, False]}
+
+
+def test_time_to_live_is_only_on_locks(resources: dict[str, Any]) -> None:
+    tables = of_type(resources, "AWS::DynamoDB::Table")
+    assert [n for n, t in tables.items() if "TimeToLiveSpecification" in t] == ["LocksTable"]
+    assert tables["LocksTable"]["TimeToLiveSpecification"] == {"AttributeName": "expires", "Enabled": True}
+
+
+def test_the_index_of_pending_segments_is_sparse(resources: dict[str, Any]) -> None:
+    [index] = resources["StreamsTable"]["Properties"]["GlobalSecondaryIndexes"]
+    assert index["IndexName"] == "pending"
+    assert [key["AttributeName"] for key in index["KeySchema"]] == ["pending", "pending_key"]
+
+
+def test_every_function_is_arm64_traced_and_bounded(resources: dict[str, Any]) -> None:
+    functions = of_type(resources, "AWS::Lambda::Function")
+    assert len(functions) == 10
+    for name, function in functions.items():
+        assert function["Runtime"] == "python3.13", name
+        assert function["Architectures"] == ["arm64"], name
+        assert function["TracingConfig"] == {"Mode": "Active"}, name
+        assert 0 < function["Timeout"] <= 900, name
+        assert function["Layers"][0]["Ref"].startswith("CoreLayer"), name
+
+
+def test_every_function_has_a_folder_and_every_folder_a_function(template: dict[str, Any]) -> None:
+    named = {
+        r["Properties"]["CodeUri"] for r in template["Resources"].values() if r["Type"] == "AWS::Serverless::Function"
+    }
+    assert named == {f"functions/{path.parent.name}" for path in ROOT.glob("functions/*/app.py")}
+
+
+def test_every_function_has_a_log_group_with_the_retention_parameter(resources: dict[str, Any]) -> None:
+    groups = of_type(resources, "AWS::Logs::LogGroup")
+    for name, function in of_type(resources, "AWS::Lambda::Function").items():
+        group = groups[function["LoggingConfig"]["LogGroup"]["Ref"]]
+        assert group["LogGroupName"]["Fn::Sub"] == "/aws/lambda/" + function["FunctionName"]["Fn::Sub"], name
+    assert all(group["RetentionInDays"] == {"Ref": "LogRetentionDays"} for group in groups.values())
+    assert len(groups) == 12
+
+
+def test_the_environment_is_what_the_code_reads(resources: dict[str, Any]) -> None:
+    """Each SCHEMAHUB_ name of the core is in the template, and the other way round."""
+    code = "\n".join(
+        path.read_text() for folder in ("layers/core/schemahub", "functions") for path in (ROOT / folder).rglob("*.py")
+    )
+    read = set(re.findall(r'"SCHEMAHUB_([A-Z_]+)"', code)) | set(re.findall(r'(?:text|number)\("([A-Z_]+)"', code))
+    given = {
+        name.removeprefix("SCHEMAHUB_")
+        for f in of_type(resources, "AWS::Lambda::Function").values()
+        for name in f["Environment"]["Variables"]
+        if name.startswith("SCHEMAHUB_")
+    }
+    assert read - {"MAPPINGS"} == given  # MAPPINGS is for whoever tries a mapping file of their own
+
+
+def test_state_machines_log_errors_without_data_and_are_traced(resources: dict[str, Any]) -> None:
+    for name, machine in of_type(resources, "AWS::StepFunctions::StateMachine").items():
+        assert machine["StateMachineType"] == "STANDARD", name
+        assert machine["LoggingConfiguration"]["Level"] == "ERROR", name
+        assert machine["LoggingConfiguration"]["IncludeExecutionData"] is False, name
+        assert machine["TracingConfiguration"] == {"Enabled": True}, name
+
+
+def test_saved_queries_can_be_left_out(template: dict[str, Any], resources: dict[str, Any]) -> None:
+    queries = {n: r for n, r in resources.items() if r["Type"] == "AWS::Athena::NamedQuery"}
+    assert set(queries) == {"OhlcvQuery", "CompletenessQuery", "LastTradesQuery", "VwapQuery"}
+    assert all(query["Condition"] == "DeploySavedQueries" for query in queries.values())
+    assert template["Parameters"]["SavedQueries"]["Default"] == "true"
+
+
+def test_the_workgroup_binds_its_users(resources: dict[str, Any]) -> None:
+    configuration = resources["Workgroup"]["Properties"]["WorkGroupConfiguration"]
+    assert configuration["EnforceWorkGroupConfiguration"] is True
+    assert configuration["BytesScannedCutoffPerQuery"] == {"Ref": "QueryScanLimitBytes"}
+    assert configuration["ResultConfiguration"]["EncryptionConfiguration"]
+
+
+def test_the_rule_hears_every_bad_end_of_both_machines(resources: dict[str, Any]) -> None:
+    rule = resources["ExecutionFailedRule"]["Properties"]
+    assert rule["EventPattern"]["detail"]["status"] == ["FAILED", "TIMED_OUT", "ABORTED"]
+    machines = [arn["Ref"] for arn in rule["EventPattern"]["detail"]["stateMachineArn"]]
+    assert machines == ["IngestStateMachine", "TransformStateMachine"]
+    assert rule["Targets"][0]["Arn"]["Fn::GetAtt"][0] == "ReleaseOnFailureFunction"
+
+
+def test_both_machines_have_an_alarm_that_reaches_the_topic(resources: dict[str, Any]) -> None:
+    alarms = of_type(resources, "AWS::CloudWatch::Alarm").values()
+    watched = {alarm["Dimensions"][0]["Value"]["Ref"]: alarm for alarm in alarms}
+    assert set(watched) == {"IngestStateMachine", "TransformStateMachine"}
+    assert all(a["MetricName"] == "ExecutionsFailed" and a["AlarmActions"] == [{"Ref": "AlarmTopic"}] for a in alarms)
+
+
+def test_outputs_are_those_that_the_command_line_reads(template: dict[str, Any]) -> None:
+    assert set(template["Outputs"]) == {
+        "BucketName",
+        "LocksTableName",
+        "StreamsTableName",
+        "ThrottleTableName",
+        "IngestStateMachineArn",
+        "TransformStateMachineArn",
+        "GlueDatabaseName",
+        "AthenaWorkgroupName",
+        "AlarmTopicArn",
+    }
+
+
+@pytest.mark.parametrize("environment", ["default", "dev", "prod"])
+def test_samconfig_tables_are_complete_and_name_real_parameters(template: dict[str, Any], environment: str) -> None:
+    table = tomllib.loads((ROOT / "samconfig.toml").read_text())[environment]
+    assert table["global"]["parameters"]["stack_name"]
+    assert "cached" in table["build"]["parameters"]
+    deploy = table["deploy"]["parameters"]
+    assert deploy["capabilities"] == "CAPABILITY_IAM"
+    assert deploy["resolve_s3"] is True
+    for override in deploy["parameter_overrides"]:
+        name, _, value = override.partition("=")
+        parameter = template["Parameters"][name]
+        assert value in map(str, parameter.get("AllowedValues", [value])), override
+        assert re.fullmatch(parameter.get("AllowedPattern", ".*"), value), override
