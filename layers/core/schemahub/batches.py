@@ -14,7 +14,7 @@ from schemahub.streams import PREFIX, Interval, Segment, Stream
 
 MAX_BATCH_ROWS = 1_000_000
 MAX_BATCH_BYTES = 150_000
-"""A batch is the payload of one child execution: 256 KiB is Step Functions' hard limit, the rest is room for the frame."""
+"""A batch is the payload of one child execution, for which Step Functions' hard limit is 256 KiB."""
 
 _BATCH_ID = re.compile(r"[0-9a-f]{32}")
 
