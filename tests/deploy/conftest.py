@@ -1,4 +1,4 @@
-"""The template three ways: as written, as CloudFormation would see it after the SAM transform, and its state machines."""
+"""The template three ways: as written, as CloudFormation sees it after the SAM transform, and its state machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layers: locked with hashes, in step with the project's own lock, small enough, and really for Lambda's platform."""
+"""The layers: locked with hashes, in step with the project's lock, small enough, and really for Lambda's platform."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ import pytest
 
 from tests.deploy.conftest import ROOT
 
-MONTHS = "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC".split()
-DAYS = "SUN MON TUE WED THU FRI SAT".split()
+MONTHS = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]
+DAYS = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"]
 # Field, lowest and highest value, names (EventBridge Scheduler user guide, "Cron-based schedules").
 FIELDS: list[tuple[str, int, int, list[str]]] = [
     ("minutes", 0, 59, []),

@@ -184,7 +184,7 @@ def test_every_payload_carries_the_schema_version(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_children_return_nothing(name: str) -> None:
-    """A Map collects its children's outputs into one payload of at most 256 KiB: thousands of chunks must not fill it."""
+    """A Map collects its children's outputs in a payload of at most 256 KiB: thousands of chunks must not fill it."""
     for state, body in states(definition(name)):
         if body["Type"] == "Map":
             assert body["ResultPath"] is None, state

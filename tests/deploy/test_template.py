@@ -16,7 +16,7 @@ from tests.deploy.conftest import ROOT
 
 # Rules of cfn-lint that are off, each with the reason.
 IGNORED_RULES = {
-    "W1020": "the SAM translator itself fills the stage into the names of layers, and leaves an Fn::Sub without variables",
+    "W1020": "the SAM translator fills the stage into layer names, and leaves an Fn::Sub without variables",
 }
 
 
