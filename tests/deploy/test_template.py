@@ -81,7 +81,10 @@ def test_the_bucket_is_closed_versioned_and_encrypted(resources: dict[str, Any])
 def test_the_bucket_refuses_clear_text_old_tls_and_overwriting_raw(resources: dict[str, Any]) -> None:
     statements = {s["Sid"]: s for s in resources["BucketPolicy"]["Properties"]["PolicyDocument"]["Statement"]}
     assert {s["Effect"] for s in statements.values()} == {"Deny"}
-    assert statements["DenyClearText"]["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+    assert statements["DenyClearText"]["Condition"] == {
+        "Bool": {"aws:SecureTransport": "false"},
+        "NotIpAddress": {"aws:SourceIp": "127.0.0.0/8"},
+    }
     assert statements["DenyOldTls"]["Condition"] == {"NumericLessThan": {"s3:TlsVersion": 1.2}}
     assert statements["DenyOverwriteOfRaw"]["Condition"]["Null"] == {"s3:if-none-match": "true"}
 
