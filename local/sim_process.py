@@ -72,15 +72,23 @@ def start(home: Path, port: int) -> bool:
     if healthy(port):
         raise SimulatorError(f"another simulator answers on port {port}: stop it, or set SCHEMAHUB_SIM_PORT")
     with log_path(home).open("ab") as log:
-        process = subprocess.Popen([sys.executable, "-m", "local.exchange_sim", "--port", str(port)], cwd=REPOSITORY,
-                                   stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "local.exchange_sim", "--port", str(port)],
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     created = psutil.Process(process.pid).create_time()
     _record(home).write_text(json.dumps({"pid": process.pid, "created": created, "port": port}))
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise SimulatorError(f"the simulator ended with {process.returncode}; see {log_path(home)} "
-                                 f"(is port {port} in use? set SCHEMAHUB_SIM_PORT)")
+            raise SimulatorError(
+                f"the simulator ended with {process.returncode}; see {log_path(home)} "
+                f"(is port {port} in use? set SCHEMAHUB_SIM_PORT)"
+            )
         if healthy(port):
             return True
         time.sleep(0.05)

@@ -30,7 +30,7 @@ def with_trades(sql: str) -> str:
     """The query with ``trades`` naming the unified table, as it does locally."""
     sql = sql.strip().rstrip(";")
     head = f"WITH trades AS (SELECT * FROM {TABLE})"  # noqa: S608  a constant
-    return f"{head}, {sql[match.end():]}" if (match := _WITH.match(sql)) else f"{head} {sql}"
+    return f"{head}, {sql[match.end() :]}" if (match := _WITH.match(sql)) else f"{head} {sql}"
 
 
 def run(target: Target, sql: str, *, max_rows: int, sleep: Callable[[float], None] = time.sleep) -> Answer:
@@ -41,8 +41,10 @@ def run(target: Target, sql: str, *, max_rows: int, sleep: Callable[[float], Non
     """
     client = target.client("athena")
     query = client.start_query_execution(
-        QueryString=with_trades(sql), WorkGroup=target.outputs["AthenaWorkgroupName"],
-        QueryExecutionContext={"Database": target.database})["QueryExecutionId"]
+        QueryString=with_trades(sql),
+        WorkGroup=target.outputs["AthenaWorkgroupName"],
+        QueryExecutionContext={"Database": target.database},
+    )["QueryExecutionId"]
     wait = 0.3
     while True:
         seen = client.get_query_execution(QueryExecutionId=query)["QueryExecution"]
@@ -55,8 +57,12 @@ def run(target: Target, sql: str, *, max_rows: int, sleep: Callable[[float], Non
     statistics = seen.get("Statistics", {})
     rows = _rows(client, query)
     columns = [str(c) for c in next(rows, [])]
-    return Answer(columns, [row for row, _ in zip(rows, range(max_rows), strict=False)],
-                  statistics.get("DataScannedInBytes"), statistics.get("TotalExecutionTimeInMillis", 0) / 1000)
+    return Answer(
+        columns,
+        [row for row, _ in zip(rows, range(max_rows), strict=False)],
+        statistics.get("DataScannedInBytes"),
+        statistics.get("TotalExecutionTimeInMillis", 0) / 1000,
+    )
 
 
 def _rows(client: Any, query: str) -> Iterator[list[Any]]:

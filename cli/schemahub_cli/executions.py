@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from schemahub import SCHEMA_VERSION
@@ -40,35 +40,52 @@ class Execution:
         return self.output.get("status") == "skipped"
 
     def seconds(self, now: datetime | None = None) -> float:
-        end = self.stopped or now or datetime.now(timezone.utc)
+        end = self.stopped or now or datetime.now(UTC)
         return max(0.0, (end - self.started).total_seconds())
 
     def to_json(self) -> dict[str, Any]:
-        return {"execution": self.arn, "status": self.status, "seconds": round(self.seconds(), 1),
-                "error": self.error, "cause": self.cause, "output": self.output}
+        return {
+            "execution": self.arn,
+            "status": self.status,
+            "seconds": round(self.seconds(), 1),
+            "error": self.error,
+            "cause": self.cause,
+            "output": self.output,
+        }
 
 
 def find_running(target: Target, machine_arn: str) -> str | None:
     """ARN of a running execution of the machine, the oldest if there are several."""
-    pages = target.client("stepfunctions").get_paginator("list_executions").paginate(
-        stateMachineArn=machine_arn, statusFilter=RUNNING)
+    pages = (
+        target.client("stepfunctions")
+        .get_paginator("list_executions")
+        .paginate(stateMachineArn=machine_arn, statusFilter=RUNNING)
+    )
     found = [e for page in pages for e in page["executions"] if not e.get("mapRunArn")]
     return str(min(found, key=lambda e: e["startDate"])["executionArn"]) if found else None
 
 
 def start(target: Target, machine_arn: str, **keys: Any) -> str:
     """Start an execution with a name that says when and who; returns its ARN."""
-    name = f"cli-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    name = f"cli-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     answer = target.client("stepfunctions").start_execution(
-        stateMachineArn=machine_arn, name=name, input=json.dumps({"schema_version": SCHEMA_VERSION, **keys}))
+        stateMachineArn=machine_arn, name=name, input=json.dumps({"schema_version": SCHEMA_VERSION, **keys})
+    )
     return str(answer["executionArn"])
 
 
 def describe(target: Target, arn: str) -> Execution:
     """The execution as it is now."""
     seen = target.client("stepfunctions").describe_execution(executionArn=arn)
-    return Execution(arn, seen["status"], _utc(seen["startDate"]), _utc(seen["stopDate"]) if seen.get("stopDate") else None,
-                     _output(seen.get("output")), seen.get("error"), seen.get("cause"))
+    return Execution(
+        arn,
+        seen["status"],
+        _utc(seen["startDate"]),
+        _utc(seen["stopDate"]) if seen.get("stopDate") else None,
+        _output(seen.get("output")),
+        seen.get("error"),
+        seen.get("cause"),
+    )
 
 
 def failed_children(target: Target, arn: str) -> int:
@@ -87,4 +104,4 @@ def _output(text: str | None) -> dict[str, Any]:
 
 
 def _utc(when: datetime) -> datetime:
-    return when if when.tzinfo else when.replace(tzinfo=timezone.utc)
+    return when if when.tzinfo else when.replace(tzinfo=UTC)

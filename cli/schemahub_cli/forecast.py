@@ -28,9 +28,16 @@ class StreamForecast:
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"stream": self.stream.to_json(), "first": self.first, "last": self.last, "chunks": self.estimate.chunks,
-                "trades": self.estimate.positions, "requests": self.estimate.requests,
-                "minutes": round(self.estimate.minutes, 2), "error": self.error}
+        return {
+            "stream": self.stream.to_json(),
+            "first": self.first,
+            "last": self.last,
+            "chunks": self.estimate.chunks,
+            "trades": self.estimate.positions,
+            "requests": self.estimate.requests,
+            "minutes": round(self.estimate.minutes, 2),
+            "error": self.error,
+        }
 
 
 @dataclass(frozen=True)
@@ -57,12 +64,22 @@ class Forecast:
 
     @property
     def work(self) -> cost.Work:
-        return cost.Work(streams=len(self.streams), chunks=sum(s.estimate.chunks for s in self.streams),
-                         requests=self.requests, trades=self.trades, seconds=self.minutes * 60)
+        return cost.Work(
+            streams=len(self.streams),
+            chunks=sum(s.estimate.chunks for s in self.streams),
+            requests=self.requests,
+            trades=self.trades,
+            seconds=self.minutes * 60,
+        )
 
     def to_json(self) -> dict[str, Any]:
-        return {"streams": [s.to_json() for s in self.streams], "requests": self.requests, "trades": self.trades,
-                "minutes": round(self.minutes, 2), "cost": cost.bill(self.work).to_json()}
+        return {
+            "streams": [s.to_json() for s in self.streams],
+            "requests": self.requests,
+            "trades": self.trades,
+            "minutes": round(self.minutes, 2),
+            "cost": cost.bill(self.work).to_json(),
+        }
 
 
 def of_stream(stream: Stream, chunks: Sequence[Chunk], limit_share: float = 1.0) -> StreamForecast:
@@ -86,7 +103,9 @@ def forecast(deps: Deps, streams: Iterable[Stream], seen: Callable[[Stream], Non
             planned.append(of_stream(stream, chunks, deps.settings.limit_share))
         except SchemaHubError as error:
             # One product that cannot be planned must not hide the plan of all others.
-            planned.append(StreamForecast(stream, None, None, Estimate(0, 0, 0, 0.0), f"{type(error).__name__}: {error}"))
+            planned.append(
+                StreamForecast(stream, None, None, Estimate(0, 0, 0, 0.0), f"{type(error).__name__}: {error}")
+            )
     return Forecast(planned)
 
 
@@ -101,8 +120,15 @@ def table(plan: Forecast) -> Table:
         span = ("—", "nothing new") if s.first is None else (str(s.first), str(s.last))
         if s.error:
             span = ("[red]error[/]", f"[red]{s.error.split(':')[0]}[/]")
-        shown.add_row(s.stream.exchange, s.stream.product, *span, f"{s.estimate.chunks:,}", f"{s.estimate.requests:,}",
-                      f"{s.estimate.positions:,}", clock(s.estimate.minutes * 60))
+        shown.add_row(
+            s.stream.exchange,
+            s.stream.product,
+            *span,
+            f"{s.estimate.chunks:,}",
+            f"{s.estimate.requests:,}",
+            f"{s.estimate.positions:,}",
+            clock(s.estimate.minutes * 60),
+        )
     return shown
 
 
@@ -110,8 +136,10 @@ def cost_line(work: cost.Work) -> str:
     """The bill in one line, the dearest services named."""
     bill = cost.bill(work)
     parts = ", ".join(f"{name} {dollars(usd)}" for name, usd in list(bill.by_service().items())[:3])
-    return (f"estimated AWS cost {dollars(bill.usd)} ({parts}), storage {dollars(bill.storage_month_usd)} a month "
-            f"[dim](us-east-1 list prices, no free tier)[/]")
+    return (
+        f"estimated AWS cost {dollars(bill.usd)} ({parts}), storage {dollars(bill.storage_month_usd)} a month "
+        f"[dim](us-east-1 list prices, no free tier)[/]"
+    )
 
 
 def pending_work(segments: Sequence[Segment]) -> cost.Work:

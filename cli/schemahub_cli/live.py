@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -17,12 +17,19 @@ from schemahub_cli.watch import Progress, StreamProgress, Watch
 POLL_S = 1.5
 LOG_EVERY_S = 10.0
 MAX_ROWS = 24
-MARKS = {"waiting": "[dim]·[/]", "fetching": "[cyan]↓[/]", "committing": "[yellow]…[/]", "committed": "[green]✓[/]",
-         "nothing new": "[green]=[/]", "busy": "[yellow]![/]"}
+MARKS = {
+    "waiting": "[dim]·[/]",
+    "fetching": "[cyan]↓[/]",
+    "committing": "[yellow]…[/]",
+    "committed": "[green]✓[/]",
+    "nothing new": "[green]=[/]",
+    "busy": "[yellow]![/]",
+}
 
 
-def follow(watch: Watch, console: Console, sleep: Callable[[float], None] = time.sleep, *,
-           until_fetched: bool = False) -> Progress:
+def follow(
+    watch: Watch, console: Console, sleep: Callable[[float], None] = time.sleep, *, until_fetched: bool = False
+) -> Progress:
     """Show the execution until it ends (or has nothing left to fetch), and return the last look."""
 
     def over(progress: Progress) -> bool:
@@ -30,19 +37,23 @@ def follow(watch: Watch, console: Console, sleep: Callable[[float], None] = time
 
     if console.is_terminal and not console.quiet:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
-            return _poll(watch, sleep, over, lambda progress: live.update(picture(progress)))
-    last_line = [float("-inf"), ""]
+            last = _poll(watch, sleep, over, lambda progress: live.update(picture(progress)))
+        console.print(line(last), soft_wrap=True)
+        return last
+    shown_at, shown_phase = float("-inf"), ""
 
     def log(progress: Progress) -> None:
-        if progress.elapsed_s - float(last_line[0]) >= LOG_EVERY_S or progress.phase != last_line[1]:
-            last_line[:] = [progress.elapsed_s, progress.phase]
+        nonlocal shown_at, shown_phase
+        if progress.elapsed_s - shown_at >= LOG_EVERY_S or progress.phase != shown_phase:
+            shown_at, shown_phase = progress.elapsed_s, progress.phase
             console.print(line(progress), soft_wrap=True)
 
     return _poll(watch, sleep, over, log)
 
 
-def _poll(watch: Watch, sleep: Callable[[float], None], over: Callable[[Progress], bool],
-          show: Callable[[Progress], None]) -> Progress:
+def _poll(
+    watch: Watch, sleep: Callable[[float], None], over: Callable[[Progress], bool], show: Callable[[Progress], None]
+) -> Progress:
     while True:
         progress = watch.look()
         show(progress)
@@ -80,12 +91,17 @@ def picture(progress: Progress) -> Group:
     return Group(head, table, *([Text(f"  and {rest} more", style="dim")] if rest else []))
 
 
-def _row(s: StreamProgress) -> list[object]:
+def _row(s: StreamProgress) -> list[RenderableType]:
     done = s.trades_done if s.trades else (1 if s.outcome else 0)
     bar = ProgressBar(total=max(1, s.trades), completed=done, width=28)
     count = f"{s.trades_done:,}/{s.trades:,}" if s.trades else ""
-    return [Text.from_markup(MARKS[s.phase]), f"{s.stream.exchange} {s.stream.product}", bar,
-            Text(count, justify="right"), Text(s.phase, style="dim")]
+    return [
+        Text.from_markup(MARKS[s.phase]),
+        f"{s.stream.exchange} {s.stream.product}",
+        bar,
+        Text(count, justify="right"),
+        Text(s.phase, style="dim"),
+    ]
 
 
 def _share(progress: Progress) -> float:

@@ -8,17 +8,20 @@ from schemahub.mappings import exchanges
 from schemahub_cli import executions
 from schemahub_cli.target import Target
 
+PUBLISH_LOCK = "publish#unified_trades"
+
 
 def release_dead(where: Target) -> list[str]:
     """Release what runs hold that are not running any more (killed, aborted); returns the lock ids.
 
-    The process locks name the runs; each run's locks on its streams go with it. Safe even when a task of a dead run is
+    Safe even when a task of a dead run is
     still alive somewhere: the next holder gets a new fence, and the old one can commit nothing (design §3).
     """
-    from schemahub.ingest import process_lock
+    from schemahub.ingest import process_lock, read_seed
 
     locks = where.deps.locks
-    holders = {lease.run for name in exchanges() if (lease := locks.holder(process_lock(name)))}
+    held = [*map(process_lock, exchanges()), *(s.lock_id for s in read_seed(where.deps)), PUBLISH_LOCK]
+    holders = {lease.run for lock_id in held if (lease := locks.holder(lock_id))}
     dead = [run for run in sorted(holders) if not _is_running(where, run)]
     return [lock_id for run in dead for lock_id in locks.release_run(run)]
 

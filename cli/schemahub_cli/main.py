@@ -9,11 +9,19 @@ import typer
 
 from schemahub_cli.commands import exchange, local, pipeline, query, seed, status
 
-EPILOG = ("Exit codes: 0 done · 1 failed, with a named error · 2 wrong usage · 3 stack not found or unreachable · "
-          "4 skipped, another run is busy.")
+EPILOG = (
+    "Exit codes: 0 done · 1 failed, with a named error · 2 wrong usage · 3 stack not found or unreachable · "
+    "4 skipped, another run is busy."
+)
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", epilog=EPILOG, add_completion=False,
-                  pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    epilog=EPILOG,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def _version(wanted: bool) -> None:
@@ -27,8 +35,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def schemahub(
-    show_version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
-                                               help="Print the version and leave.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
 ) -> None:
     """Gap-free crypto trades from many exchanges in one table, in your own AWS account or on this machine.
 

@@ -18,9 +18,16 @@ from schemahub.errors import SchemaHubError
 P = ParamSpec("P")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
-StackOption = Annotated[str | None, typer.Option(
-    "--stack", metavar="NAME", envvar="SCHEMAHUB_STACK", show_default=False,
-    help="Name of a deployed CloudFormation stack (AWS credentials and region as usual). Default: the local stack.")]
+StackOption = Annotated[
+    str | None,
+    typer.Option(
+        "--stack",
+        metavar="NAME",
+        envvar="SCHEMAHUB_STACK",
+        show_default=False,
+        help="Name of a deployed CloudFormation stack (AWS credentials and region as usual). Default: the local stack.",
+    ),
+]
 
 
 class Exit(IntEnum):
@@ -54,14 +61,14 @@ class Say:
 
     def line(self, text: str = "") -> None:
         """One line for people; Rich markup is understood."""
-        self.console.print(text)
+        self.console.print(text, soft_wrap=True)
 
     def result(self, document: Any, *renderables: Any) -> None:
         """The command's result: the document for machines, the renderables for people."""
         if self.as_json:
             print(json.dumps(document, indent=2, default=str))
         for renderable in renderables:
-            self.console.print(renderable)
+            self.console.print(renderable, soft_wrap=isinstance(renderable, str))
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
@@ -91,14 +98,24 @@ def fail(error: Exception, code: Exit, as_json: bool) -> NoReturn:
     remedy = getattr(error, "remedy", "")
     reason = getattr(error, "reason", str(error))
     if as_json:
-        print(json.dumps({"error": type(error).__name__, "message": str(reason), "remedy": remedy,
-                          "stream": getattr(error, "stream", None), "exit_code": int(code)}, indent=2))
+        print(
+            json.dumps(
+                {
+                    "error": type(error).__name__,
+                    "message": str(reason),
+                    "remedy": remedy,
+                    "stream": getattr(error, "stream", None),
+                    "exit_code": int(code),
+                },
+                indent=2,
+            )
+        )
     else:
         where = f"{error.stream}: " if getattr(error, "stream", None) else ""  # type: ignore[attr-defined]
         err = Console(stderr=True, highlight=False)
-        err.print(f"[bold red]{type(error).__name__}[/]  {escape(where + str(reason))}")
+        err.print(f"[bold red]{type(error).__name__}[/]  {escape(where + str(reason))}", soft_wrap=True)
         if remedy:
-            err.print(f"[dim]→[/] {escape(remedy)}")
+            err.print(f"[dim]→[/] {escape(remedy)}", soft_wrap=True)
     raise typer.Exit(int(code))
 
 

@@ -53,8 +53,9 @@ def choose(exchange: str, listed: Sequence[Product], choice: Choice) -> list[Ent
             Stream(exchange, name)
             if name not in trading:
                 status = next((p.status for p in listed if p.product == name), None)
-                raise UnknownProduct(f"{name} is {status}" if status else f"{name} is not listed",
-                                     stream=f"{exchange}#{name}")
+                raise UnknownProduct(
+                    f"{name} is {status}" if status else f"{name} is not listed", stream=f"{exchange}#{name}"
+                )
         names: Iterable[str] = choice.products
     else:
         names = sorted(trading)
@@ -63,8 +64,9 @@ def choose(exchange: str, listed: Sequence[Product], choice: Choice) -> list[Ent
     except re.error as error:
         raise BadInput(f"--regex {choice.regex!r}: {error}") from error
     quotes = {q.upper() for q in choice.quotes}
-    taken = [trading[n] for n in names
-             if pattern.search(n) and (not quotes or n.rsplit("-", 1)[1] in quotes)][:choice.limit]
+    taken = [trading[n] for n in names if pattern.search(n) and (not quotes or n.rsplit("-", 1)[1] in quotes)][
+        : choice.limit
+    ]
     return [{"exchange": exchange, "product": p.product, "symbol": p.symbol, "status": p.status} for p in taken]
 
 
@@ -89,8 +91,7 @@ def read(objects: ObjectStore) -> list[Entry]:
 def replace(old: Sequence[Entry], new: Sequence[Entry], exchanges: Iterable[str]) -> list[Entry]:
     """The list where the entries of ``exchanges`` are ``new`` and those of all others stay."""
     asked = set(exchanges)
-    return sorted([*(e for e in old if e["exchange"] not in asked), *new],
-                  key=lambda e: (e["exchange"], e["product"]))
+    return sorted([*(e for e in old if e["exchange"] not in asked), *new], key=lambda e: (e["exchange"], e["product"]))
 
 
 def change(old: Sequence[Entry], new: Sequence[Entry]) -> Change:

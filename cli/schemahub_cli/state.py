@@ -33,9 +33,17 @@ class StreamState:
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.stream.to_json(), "low": self.low, "high": self.high, "updated_at": self.updated_at,
-                "pending_segments": self.pending, "lock": self.lock, "lag": self.lag,
-                "last_outcome": self.last_outcome, "error": self.error}
+        return {
+            **self.stream.to_json(),
+            "low": self.low,
+            "high": self.high,
+            "updated_at": self.updated_at,
+            "pending_segments": self.pending,
+            "lock": self.lock,
+            "lag": self.lag,
+            "last_outcome": self.last_outcome,
+            "error": self.error,
+        }
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,12 @@ class ExchangeState:
     lock: str | None
 
     def to_json(self) -> dict[str, Any]:
-        return {"exchange": self.exchange, "next_free_us": self.next_free_us, "breaker": self.breaker, "lock": self.lock}
+        return {
+            "exchange": self.exchange,
+            "next_free_us": self.next_free_us,
+            "breaker": self.breaker,
+            "lock": self.lock,
+        }
 
 
 def streams(deps: Deps, heads: bool) -> list[StreamState]:
@@ -68,9 +81,16 @@ def _stream(deps: Deps, stream: Stream, pending: int, heads: bool) -> StreamStat
             settle = load_mapping(stream.exchange).requests.settle_seconds
             page = PacedExchange.of(deps, stream.exchange).newest(stream)
             lag = max(0, plan.head_of(page, stream, deps.clock.now_ms() * 1000, settle).settled - mark.high)
-        return StreamState(stream, mark.low if mark else None, mark.high if mark else None,
-                           mark.updated_at if mark else None, pending, holder.run if holder else None, lag,
-                           last.get("outcome"))
+        return StreamState(
+            stream,
+            mark.low if mark else None,
+            mark.high if mark else None,
+            mark.updated_at if mark else None,
+            pending,
+            holder.run if holder else None,
+            lag,
+            last.get("outcome"),
+        )
     except SchemaHubError as error:
         return StreamState(stream, pending=pending, error=f"{type(error).__name__}: {error.reason}")
 
@@ -82,6 +102,12 @@ def exchanges(deps: Deps, names: Iterable[str]) -> list[ExchangeState]:
         bucket = Bucket.of(load_mapping(name), deps.settings.limit_share)
         breaker = read(deps.throttle_table, {"exchange": f"{name}#breaker"}).get("state", CLOSED)
         holder = deps.locks.holder(ingest.process_lock(name))
-        found.append(ExchangeState(name, SharedBucket(deps.throttle_table, bucket, deps.clock).next_free_us(),
-                                   str(breaker), holder.run if holder else None))
+        found.append(
+            ExchangeState(
+                name,
+                SharedBucket(deps.throttle_table, bucket, deps.clock).next_free_us(),
+                str(breaker),
+                holder.run if holder else None,
+            )
+        )
     return found

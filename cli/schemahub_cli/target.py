@@ -17,14 +17,22 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from local import stack as local_stack
+from local.ministack import REGION, ROOT_CREDENTIALS
 from schemahub_cli.output import StackUnreachable
 
 if TYPE_CHECKING:
     from schemahub.runtime import Deps
 
-LOCAL_REGION = "us-east-1"
-OUTPUTS = ("BucketName", "LocksTableName", "StreamsTableName", "ThrottleTableName", "IngestStateMachineArn",
-           "TransformStateMachineArn", "GlueDatabaseName", "AthenaWorkgroupName")
+OUTPUTS = (
+    "BucketName",
+    "LocksTableName",
+    "StreamsTableName",
+    "ThrottleTableName",
+    "IngestStateMachineArn",
+    "TransformStateMachineArn",
+    "GlueDatabaseName",
+    "AthenaWorkgroupName",
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,8 @@ class LocalSession(boto3.Session):
     """A session whose clients talk to the embedded AWS."""
 
     def __init__(self, endpoint: str) -> None:
-        super().__init__(aws_access_key_id="test", aws_secret_access_key="test", region_name=LOCAL_REGION)
+        keys = ROOT_CREDENTIALS
+        super().__init__(keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"], region_name=REGION)
         self.endpoint = endpoint
 
     def client(self, *args: Any, **kwargs: Any) -> Any:
@@ -142,6 +151,8 @@ def stack_outputs(session: boto3.Session, name: str) -> dict[str, str]:
         raise StackUnreachable(f"CloudFormation does not answer for {name!r} ({type(error).__name__})") from error
     outputs = {o["OutputKey"]: o["OutputValue"] for o in (found[0].get("Outputs", []) if found else [])}
     if missing := [o for o in OUTPUTS if o not in outputs]:
-        raise StackUnreachable(f"stack {name!r} lacks the outputs {', '.join(missing)}: it is still being deployed, "
-                               f"or it is not a SchemaHub stack")
+        raise StackUnreachable(
+            f"stack {name!r} lacks the outputs {', '.join(missing)}: it is still being deployed, "
+            f"or it is not a SchemaHub stack"
+        )
     return outputs

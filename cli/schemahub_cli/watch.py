@@ -99,10 +99,17 @@ class Progress:
         return "fetching" if self.planned else "planning"
 
     def to_json(self) -> dict[str, Any]:
-        return {"phase": self.phase, "streams": len(self.streams), "planned": self.planned,
-                "finished": self.finished, "trades": self.trades,
-                "trades_done": self.trades_done, "failed_children": self.failed,
-                "elapsed_s": round(self.elapsed_s, 1), "eta_s": round(self.eta_s, 1) if self.eta_s is not None else None}
+        return {
+            "phase": self.phase,
+            "streams": len(self.streams),
+            "planned": self.planned,
+            "finished": self.finished,
+            "trades": self.trades,
+            "trades_done": self.trades_done,
+            "failed_children": self.failed,
+            "elapsed_s": round(self.elapsed_s, 1),
+            "eta_s": round(self.eta_s, 1) if self.eta_s is not None else None,
+        }
 
 
 @dataclass
@@ -142,8 +149,11 @@ class Watch:
                 self.streams[stream] = StreamProgress(stream)
 
     def _read_plans(self) -> None:
-        waiting = {f"{PREFIX}plans/{self.run_id}/{s.exchange}/{s.product}.jsonl": p
-                   for s, p in self.streams.items() if p.chunks is None}
+        waiting = {
+            f"{PREFIX}plans/{self.run_id}/{s.exchange}/{s.product}.jsonl": p
+            for s, p in self.streams.items()
+            if p.chunks is None
+        }
         if not waiting:
             return
         for key in self.objects.list(f"{PREFIX}plans/{self.run_id}/"):

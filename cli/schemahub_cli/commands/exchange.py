@@ -26,11 +26,28 @@ def list_exchanges(as_json: JsonOption = False) -> None:
     mappings = [load_mapping(name) for name in known_exchanges()]
     table = Table("exchange", "name", "limit", "burst", "most trades/s")
     for m in mappings:
-        table.add_row(m.exchange, m.name, f"{m.limits.amount:g} in {m.limits.per_seconds:g} s", f"{m.limits.burst:g}",
-                      f"{trades_per_second(m.exchange):,.0f}")
-    say.result([{"exchange": m.exchange, "name": m.name, "base_url": m.base_url, "amount": m.limits.amount,
-                 "per_seconds": m.limits.per_seconds, "burst": m.limits.burst,
-                 "trades_per_second": trades_per_second(m.exchange)} for m in mappings], table)
+        table.add_row(
+            m.exchange,
+            m.name,
+            f"{m.limits.amount:g} in {m.limits.per_seconds:g} s",
+            f"{m.limits.burst:g}",
+            f"{trades_per_second(m.exchange):,.0f}",
+        )
+    say.result(
+        [
+            {
+                "exchange": m.exchange,
+                "name": m.name,
+                "base_url": m.base_url,
+                "amount": m.limits.amount,
+                "per_seconds": m.limits.per_seconds,
+                "burst": m.limits.burst,
+                "trades_per_second": trades_per_second(m.exchange),
+            }
+            for m in mappings
+        ],
+        table,
+    )
 
 
 @app.command("try")
@@ -38,20 +55,30 @@ def list_exchanges(as_json: JsonOption = False) -> None:
 def try_exchange(
     name: Annotated[str, typer.Argument(metavar="EXCHANGE", help="Name of a file in mappings/, without .yaml.")],
     product: Annotated[str, typer.Argument(help="For example BTC-USD.")],
-    base_url: Annotated[str | None, typer.Option("--base-url", help="Ask here instead (a simulator, a mirror).")] = None,
+    base_url: Annotated[
+        str | None, typer.Option("--base-url", help="Ask here instead (a simulator, a mirror).")
+    ] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Show so many of the newest trades.")] = 5,
     as_json: JsonOption = False,
 ) -> None:
     """Send one real request and show the newest trades as the mapping reads them. Stores nothing.
 
-      schemahub exchange try coinbase BTC-USD
+    schemahub exchange try coinbase BTC-USD
     """
     say = Say(as_json)
     stream = Stream(name, product)
     exchange = Exchange(load_mapping(name), RequestsHttp(), base_url)
     newest = sorted(exchange.newest(stream), key=lambda row: row.id)
-    table = Table("id", "time (µs)", "as sent", title=f"{stream}: {len(newest)} trades in one answer", title_justify="left")
+    table = Table(
+        "id", "time (µs)", "as sent", title=f"{stream}: {len(newest)} trades in one answer", title_justify="left"
+    )
     for row in newest[-rows:]:
         table.add_row(str(row.id), str(row.ts_us), escape(row.text))
-    say.result({"stream": str(stream), "rows": len(newest),
-                "newest": [{"id": r.id, "ts_us": r.ts_us, "text": r.text} for r in newest[-rows:]]}, table)
+    say.result(
+        {
+            "stream": str(stream),
+            "rows": len(newest),
+            "newest": [{"id": r.id, "ts_us": r.ts_us, "text": r.text} for r in newest[-rows:]],
+        },
+        table,
+    )

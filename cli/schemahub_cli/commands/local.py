@@ -15,6 +15,7 @@ from rich.table import Table
 
 from local import sim_process
 from local import stack as local_stack
+from local.bring_up import bring_up
 from schemahub.errors import SchemaHubError
 from schemahub_cli.output import Exit, JsonOption, Say, StackUnreachable, clock, command
 
@@ -41,32 +42,50 @@ def named_errors() -> Iterator[None]:
 @app.command()
 @command
 def up(
-    live: Annotated[bool, typer.Option("--live", help="Pull from the real exchanges instead of the simulator.")] = False,
-    port: Annotated[int | None, typer.Option("--port", help="Port of the embedded AWS (SCHEMAHUB_AWS_PORT, 4566).")] = None,
-    auth: Annotated[bool, typer.Option("--auth", help="Enforce IAM: each function has only its role's rights.")] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Pull from the real exchanges instead of the simulator.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option("--port", help="Port of the embedded AWS (SCHEMAHUB_AWS_PORT, 4566).")
+    ] = None,
+    auth: Annotated[
+        bool, typer.Option("--auth", help="Enforce IAM: each function has only its role's rights.")
+    ] = False,
     schedule: Annotated[bool, typer.Option("--schedule", help="Let the template's schedule start runs.")] = False,
-    products: Annotated[str, typer.Option(
-        "--products", help="The template's Products parameter: coinbase:BTC-USD,binance:BTC-USDT.")] = "",
+    products: Annotated[
+        str, typer.Option("--products", help="The template's Products parameter: coinbase:BTC-USD,binance:BTC-USDT.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Start the embedded AWS and the exchange simulator, build and deploy the template (each only if needed).
 
-      schemahub local up
-      schemahub local up --live --schedule
+    schemahub local up
+    schemahub local up --live --schedule
     """
     say, began = Say(as_json), time.monotonic()
     home, sim_port = local_stack.default_home(), sim_process.default_port()
     with named_errors(), say.console.status("starting") as status:
-        if not live:
-            sim_process.start(home, sim_port)
-        stack = local_stack.up(home, port=port or local_stack.default_port(), auth=auth, products=products,
-                               endpoints=None if live else sim_process.endpoints(sim_port), schedule=schedule,
-                               progress=lambda text: status.update(text))
-    say.result({"endpoint": stack.endpoint, "simulator": None if live else sim_process.url(sim_port),
-                "outputs": dict(stack.outputs), "seconds": round(time.monotonic() - began, 1)},
-               f"the local stack is up after {clock(time.monotonic() - began)}: {stack.endpoint}",
-               "exchanges: " + ("the real ones" if live else f"simulated, {sim_process.url(sim_port)}"),
-               "next: [cyan]schemahub update-seed --quote USD --limit 10[/], then [cyan]schemahub run[/]")
+        stack = bring_up(
+            home,
+            live=live,
+            aws_port=port or local_stack.default_port(),
+            sim_port=sim_port,
+            auth=auth,
+            schedule=schedule,
+            products=products,
+            progress=lambda text: status.update(text),
+        )
+    say.result(
+        {
+            "endpoint": stack.endpoint,
+            "simulator": None if live else sim_process.url(sim_port),
+            "outputs": dict(stack.outputs),
+            "seconds": round(time.monotonic() - began, 1),
+        },
+        f"the local stack is up after {clock(time.monotonic() - began)}: {stack.endpoint}",
+        "exchanges: " + ("the real ones" if live else f"simulated, {sim_process.url(sim_port)}"),
+        "next: [cyan]schemahub update-seed --quote USD --limit 10[/], then [cyan]schemahub run[/]",
+    )
 
 
 @app.command()
@@ -88,8 +107,12 @@ def status(as_json: JsonOption = False) -> None:
         seen = local_stack.status(home)
     sim_port = sim_process.running(home)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_row("embedded AWS", f"[green]up[/] {seen.endpoint} (pid {seen.pid})" if seen.running else
-                  "[red]not running[/]" + (", it was killed" if seen.crashed else ""))
+    table.add_row(
+        "embedded AWS",
+        f"[green]up[/] {seen.endpoint} (pid {seen.pid})"
+        if seen.running
+        else "[red]not running[/]" + (", it was killed" if seen.crashed else ""),
+    )
     if seen.running:
         since = datetime.fromtimestamp(seen.since or 0).astimezone()
         table.add_row("since", f"{since:%Y-%m-%d %H:%M:%S}")
@@ -97,9 +120,19 @@ def status(as_json: JsonOption = False) -> None:
         table.add_row("stack", seen.stack_status or "not deployed")
     table.add_row("simulator", f"[green]up[/] {sim_process.url(sim_port)}" if sim_port else "not running")
     table.add_row("data", str(home))
-    say.result({"running": seen.running, "endpoint": seen.endpoint, "pid": seen.pid, "stack_status": seen.stack_status,
-                "simulator": sim_process.url(sim_port) if sim_port else None, "home": str(home),
-                "outputs": dict(seen.outputs), "parameters": dict(seen.parameters)}, table)
+    say.result(
+        {
+            "running": seen.running,
+            "endpoint": seen.endpoint,
+            "pid": seen.pid,
+            "stack_status": seen.stack_status,
+            "simulator": sim_process.url(sim_port) if sim_port else None,
+            "home": str(home),
+            "outputs": dict(seen.outputs),
+            "parameters": dict(seen.parameters),
+        },
+        table,
+    )
     if not seen.running:
         raise typer.Exit(int(Exit.NO_STACK))
 
@@ -109,7 +142,9 @@ def status(as_json: JsonOption = False) -> None:
 def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the last lines.")] = 40,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing new lines (Ctrl-C ends it).")] = False,
-    simulator: Annotated[bool, typer.Option("--simulator", help="The simulator's log instead of the embedded AWS's.")] = False,
+    simulator: Annotated[
+        bool, typer.Option("--simulator", help="The simulator's log instead of the embedded AWS's.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """The embedded AWS's log, with what the Lambda functions write."""
@@ -128,7 +163,9 @@ def logs(
 @command
 def demo(
     products: Annotated[int, typer.Option("--products", min=1, help="How many Coinbase products.")] = 10,
-    live: Annotated[bool, typer.Option("--live", help="The real exchanges; an hour of history instead of a day.")] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="The real exchanges; an hour of history instead of a day.")
+    ] = False,
 ) -> None:
     """Everything at once: stack, simulator, ingest, table, proof, OHLCV chart (the same as `make run`)."""
     from local import demo as demonstration

@@ -8,21 +8,35 @@ import typer
 
 from schemahub_cli import executions, live, locks, target
 from schemahub_cli.executions import Execution
-from schemahub_cli.output import Exit, ExecutionFailed, JsonOption, Say, StackOption, clock, command, fail
+from schemahub_cli.output import ExecutionFailed, Exit, JsonOption, Say, StackOption, clock, command, fail
 from schemahub_cli.target import Target
 from schemahub_cli.watch import Progress, Watch
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, how long and at what cost; do nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be done, how long and at what cost; do nothing.")
+]
 Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Show progress until the end, or only start.")]
-Products = Annotated[list[str] | None, typer.Option(
-    "--product", "-p", metavar="EXCHANGE:PRODUCT",
-    help="Only this stream, for example coinbase:BTC-USD; may be repeated. Default: the seed list.")]
+Products = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--product",
+        "-p",
+        metavar="EXCHANGE:PRODUCT",
+        help="Only this stream, for example coinbase:BTC-USD; may be repeated. Default: the seed list.",
+    ),
+]
 Exchanges = Annotated[list[str] | None, typer.Option("--exchange", "-e", help="Only this exchange; may be repeated.")]
 
 
 @command
-def run(product: Products = None, exchange: Exchanges = None, dry_run: DryRun = False, follow: Follow = True,
-        stack: StackOption = None, as_json: JsonOption = False) -> None:
+def run(
+    product: Products = None,
+    exchange: Exchanges = None,
+    dry_run: DryRun = False,
+    follow: Follow = True,
+    stack: StackOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Pull everything new, then publish it: the whole pipeline, as the schedule does.
 
     One execution of the ingest state machine, which starts transform itself. If one is running already, it is joined
@@ -36,8 +50,14 @@ def run(product: Products = None, exchange: Exchanges = None, dry_run: DryRun = 
 
 
 @command
-def ingest(product: Products = None, exchange: Exchanges = None, dry_run: DryRun = False, follow: Follow = True,
-           stack: StackOption = None, as_json: JsonOption = False) -> None:
+def ingest(
+    product: Products = None,
+    exchange: Exchanges = None,
+    dry_run: DryRun = False,
+    follow: Follow = True,
+    stack: StackOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Pull everything new; come back as soon as all of it is committed.
 
     The same execution as `schemahub run`: publishing goes on by itself after the command has come back.
@@ -48,11 +68,12 @@ def ingest(product: Products = None, exchange: Exchanges = None, dry_run: DryRun
 
 
 @command
-def transform(dry_run: DryRun = False, follow: Follow = True, stack: StackOption = None,
-              as_json: JsonOption = False) -> None:
+def transform(
+    dry_run: DryRun = False, follow: Follow = True, stack: StackOption = None, as_json: JsonOption = False
+) -> None:
     """Publish what is committed and not yet in the table (`run` does this by itself).
 
-      schemahub transform --dry-run
+    schemahub transform --dry-run
     """
     say, where = Say(as_json), target.resolve(stack)
     if dry_run:
@@ -86,13 +107,22 @@ def follow_ingest(say: Say, where: Target, arn: str, until_fetched: bool = False
         return live.follow(watch, say.console, until_fetched=until_fetched)
     except KeyboardInterrupt:
         option = "" if where.local else f" --stack {where.stack}"
-        say.line(f"\nThe execution goes on. Follow it again with [cyan]schemahub run{option}[/]; "
-                 f"stop it in the Step Functions console.")
+        say.line(
+            f"\nThe execution goes on. Follow it again with [cyan]schemahub run{option}[/]; "
+            f"stop it in the Step Functions console."
+        )
         raise
 
 
-def _ingest(say: Say, where: Target, products: list[str] | None, exchanges: list[str] | None, dry_run: bool,
-            follow: bool, until_fetched: bool) -> None:
+def _ingest(
+    say: Say,
+    where: Target,
+    products: list[str] | None,
+    exchanges: list[str] | None,
+    dry_run: bool,
+    follow: bool,
+    until_fetched: bool,
+) -> None:
     if dry_run:
         _plan(say, where, products, exchanges)
         return
@@ -104,7 +134,6 @@ def _ingest(say: Say, where: Target, products: list[str] | None, exchanges: list
         return
     progress = follow_ingest(say, where, arn, until_fetched)
     document = {"execution": progress.execution.to_json(), "joined": joined, "progress": progress.to_json()}
-    say.line(live.line(progress))
     if progress.execution.running:
         say.result(document, "everything is committed; publishing goes on by itself")
         return
@@ -121,10 +150,17 @@ def _finish(say: Say, execution: Execution, document: dict[str, Any]) -> None:
             say.result({**document, "exit_code": int(Exit.FAILED)})
             raise typer.Exit(int(Exit.FAILED))
         cause = f": {execution.cause[:600]}" if execution.cause else ""
-        fail(ExecutionFailed(f"{execution.name} {execution.status.lower()} ({execution.error}){cause}"), Exit.FAILED, False)
+        fail(
+            ExecutionFailed(f"{execution.name} {execution.status.lower()} ({execution.error}){cause}"),
+            Exit.FAILED,
+            False,
+        )
     skipped = execution.output.get("skipped") or []
-    say.result(document, f"[green]done[/] in {clock(execution.seconds())}"
-               + (f" · [yellow]skipped, another run is busy: {', '.join(skipped)}[/]" if skipped else ""))
+    say.result(
+        document,
+        f"[green]done[/] in {clock(execution.seconds())}"
+        + (f" · [yellow]skipped, another run is busy: {', '.join(skipped)}[/]" if skipped else ""),
+    )
 
 
 def _plan(say: Say, where: Target, products: list[str] | None, exchanges: list[str] | None) -> None:
@@ -134,8 +170,9 @@ def _plan(say: Say, where: Target, products: list[str] | None, exchanges: list[s
     streams = ingest.select_streams(where.deps, events.IngestInput(products=products, exchanges=exchanges))
     with say.console.status("planning") as status:
         plan = forecast.forecast(where.deps, streams, lambda s: status.update(f"planning {s.exchange} {s.product}"))
-    say.result({"stack": where.stack, "dry_run": True, **plan.to_json()}, forecast.table(plan),
-               forecast.cost_line(plan.work))
+    say.result(
+        {"stack": where.stack, "dry_run": True, **plan.to_json()}, forecast.table(plan), forecast.cost_line(plan.work)
+    )
     for failed in (s for s in plan.streams if s.error):
         say.line(f"[red]{failed.stream}[/]  {failed.error}")
 
@@ -145,9 +182,11 @@ def _pending(say: Say, where: Target) -> None:
 
     segments = list(where.deps.ledger.pending())
     work = forecast.pending_work(segments)
-    say.result({"stack": where.stack, "dry_run": True, "segments": len(segments), "trades": work.trades},
-               f"{len(segments):,} segments with {work.trades:,} trades would be published",
-               forecast.cost_line(work))
+    say.result(
+        {"stack": where.stack, "dry_run": True, "segments": len(segments), "trades": work.trades},
+        f"{len(segments):,} segments with {work.trades:,} trades would be published",
+        forecast.cost_line(work),
+    )
 
 
 def _wait(where: Target, arn: str) -> Execution:

@@ -18,7 +18,9 @@ from schemahub_cli.output import JsonOption, Say, StackOption, command
 
 @command
 def query(
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT over the table `trades`; - reads it from stdin.")],
+    sql: Annotated[
+        str, typer.Argument(metavar="SQL", help="One SELECT over the table `trades`; - reads it from stdin.")
+    ],
     max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Read at most so many rows.")] = 1000,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
     stack: StackOption = None,
@@ -41,12 +43,21 @@ def query(
     if as_csv and not as_json:
         print(to_csv(answer), end="")
         return
-    say.result({"columns": answer.columns, "rows": answer.rows, "seconds": round(answer.seconds, 3),
-                "scanned_bytes": answer.scanned_bytes}, table(answer), _footer(answer, max_rows))
+    say.result(
+        {
+            "columns": answer.columns,
+            "rows": answer.rows,
+            "seconds": round(answer.seconds, 3),
+            "scanned_bytes": answer.scanned_bytes,
+        },
+        table(answer),
+        _footer(answer, max_rows),
+    )
 
 
 def _duckdb(where: target.Target, sql: str, max_rows: int) -> Answer:
-    from schemahub_cli.lake import connect, select
+    from schemahub.query import select
+    from schemahub_cli.lake import connect
 
     began = time.monotonic()
     columns, rows = select(connect(where), sql, max_rows)

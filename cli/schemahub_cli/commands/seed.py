@@ -15,13 +15,17 @@ from schemahub_cli.output import JsonOption, Say, StackOption, command
 
 @command
 def update_seed(
-    exchange: Annotated[list[str] | None, typer.Option(
-        "--exchange", "-e", help="Exchange to ask; may be repeated. Default: all that have a mapping.")] = None,
-    product: Annotated[list[str] | None, typer.Option(
-        "--product", "-p", help="Exactly this product (BTC-USD); may be repeated.")] = None,
+    exchange: Annotated[
+        list[str] | None,
+        typer.Option("--exchange", "-e", help="Exchange to ask; may be repeated. Default: all that have a mapping."),
+    ] = None,
+    product: Annotated[
+        list[str] | None, typer.Option("--product", "-p", help="Exactly this product (BTC-USD); may be repeated.")
+    ] = None,
     regex: Annotated[str | None, typer.Option("--regex", help="Only products whose name matches.")] = None,
-    quote: Annotated[list[str] | None, typer.Option(
-        "--quote", "-q", help="Only products quoted in this currency; may be repeated.")] = None,
+    quote: Annotated[
+        list[str] | None, typer.Option("--quote", "-q", help="Only products quoted in this currency; may be repeated.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="At most so many of each exchange.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the list, write nothing.")] = False,
     stack: StackOption = None,
@@ -57,6 +61,9 @@ def update_seed(
     for entry in new:
         mark = "[green]+[/] " if f"{entry['exchange']}:{entry['product']}" in difference.added else "  "
         table.add_row(mark + entry["exchange"], entry["product"], entry["symbol"], entry["status"])
-    say.result({"stack": where.stack, "written": not dry_run, "streams": new, **difference.to_json()}, table,
-               f"{len(new)} products, {len(difference.added)} added, {len(difference.removed)} removed"
-               + (" · dry run, nothing written" if dry_run else ""))
+    say.result(
+        {"stack": where.stack, "written": not dry_run, "streams": new, **difference.to_json()},
+        table,
+        f"{len(new)} products, {len(difference.added)} added, {len(difference.removed)} removed"
+        + (" · dry run, nothing written" if dry_run else ""),
+    )

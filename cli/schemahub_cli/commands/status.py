@@ -14,28 +14,43 @@ from schemahub_cli.output import JsonOption, Say, StackOption, clock, command
 
 @command
 def status(
-    heads: Annotated[bool, typer.Option("--heads", help="Ask the exchanges for their newest ids (one paced request a "
-                                                        "stream) and show how far behind each stream is.")] = False,
+    heads: Annotated[
+        bool,
+        typer.Option(
+            "--heads",
+            help="Ask the exchanges for their newest ids (one paced request a "
+            "stream) and show how far behind each stream is.",
+        ),
+    ] = False,
     stack: StackOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Watermarks, what waits to be published, locks, token buckets, breakers, running executions.
 
-      schemahub status
-      schemahub status --heads --stack schemahub-prod --json
+    schemahub status
+    schemahub status --heads --stack schemahub-prod --json
     """
     say, where = Say(as_json), target.resolve(stack)
     now_ms = time.time_ns() // 1_000_000
     with say.console.status("reading the state tables"):
         streams = state.streams(where.deps, heads)
         exchanges = state.exchanges(where.deps, {s.stream.exchange for s in streams})
-        running = {name: executions.find_running(where, arn)
-                   for name, arn in (("ingest", where.ingest_arn), ("transform", where.transform_arn))}
+        running = {
+            name: executions.find_running(where, arn)
+            for name, arn in (("ingest", where.ingest_arn), ("transform", where.transform_arn))
+        }
     names = [f"{name} {arn.rsplit(':', 1)[1]}" for name, arn in running.items() if arn]
-    say.result({"stack": where.stack, "running": running, "streams": [s.to_json() for s in streams],
-                "exchanges": [e.to_json() for e in exchanges]},
-               f"[bold]{where.where}[/] · " + (f"running: {', '.join(names)}" if names else "nothing is running"),
-               _streams(streams, now_ms), _exchanges(exchanges, now_ms))
+    say.result(
+        {
+            "stack": where.stack,
+            "running": running,
+            "streams": [s.to_json() for s in streams],
+            "exchanges": [e.to_json() for e in exchanges],
+        },
+        f"[bold]{where.where}[/] · " + (f"running: {', '.join(names)}" if names else "nothing is running"),
+        _streams(streams, now_ms),
+        _exchanges(exchanges, now_ms),
+    )
 
 
 def _streams(streams: list[state.StreamState], now_ms: int) -> Table:
@@ -49,8 +64,15 @@ def _streams(streams: list[state.StreamState], now_ms: int) -> Table:
             continue
         ago = clock((now_ms - s.updated_at) / 1000) if s.updated_at else "never"
         behind = "" if s.lag is None else ("[green]0[/]" if s.lag == 0 else f"{s.lag:,}")
-        table.add_row(f"{s.stream.exchange} {s.stream.product}", _number(s.low), _number(s.high), ago, behind,
-                      f"[yellow]{s.pending:,}[/]" if s.pending else "0", _owner(s.lock))
+        table.add_row(
+            f"{s.stream.exchange} {s.stream.product}",
+            _number(s.low),
+            _number(s.high),
+            ago,
+            behind,
+            f"[yellow]{s.pending:,}[/]" if s.pending else "0",
+            _owner(s.lock),
+        )
     return table
 
 
@@ -59,7 +81,9 @@ def _exchanges(exchanges: list[state.ExchangeState], now_ms: int) -> Table:
     for e in exchanges:
         wait = max(0.0, (e.next_free_us / 1000 - now_ms) / 1000)
         colour = "green" if e.breaker == "closed" else "red"
-        table.add_row(e.exchange, "now" if wait < 0.05 else f"in {wait:.1f} s", f"[{colour}]{e.breaker}[/]", _owner(e.lock))
+        table.add_row(
+            e.exchange, "now" if wait < 0.05 else f"in {wait:.1f} s", f"[{colour}]{e.breaker}[/]", _owner(e.lock)
+        )
     return table
 
 

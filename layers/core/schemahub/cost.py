@@ -1,9 +1,9 @@
 """What a run costs on AWS, from what it does: pure arithmetic, no call to any pricing service.
 
-List prices of us-east-1 without free tiers or savings plans, read on 2026-11-20 from the services' own pricing pages
-(aws.amazon.com/{lambda,step-functions,dynamodb,s3,glue,athena,cloudwatch}/pricing). Other regions differ by some per
-cent; data that flows into AWS is free, and nothing here flows out. X-Ray samples one request a second and is below a
-cent for any run.
+List prices of us-east-1 without free tiers or savings plans, as on the services' own pricing pages
+(aws.amazon.com/{lambda,step-functions,dynamodb,s3,glue,athena,cloudwatch}/pricing); those of Lambda, Step Functions and
+DynamoDB were compared with copies of these pages on 2026-11-21. Other regions differ by some per cent; data that flows
+into AWS is free, and nothing here flows out. X-Ray samples one request a second and is below a cent for any run.
 
 How much of each a stream, a chunk and a batch use is counted from statemachines/*.asl.json and from the adapters: when
 one of those changes, change the table of uses here.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PRICES = "us-east-1 list prices without free tier, 2026-11"
 LAMBDA_GB_SECOND = 0.0000133334
 """arm64, first tier."""
 LAMBDA_REQUEST = 0.20e-6
@@ -100,9 +101,12 @@ class Bill:
         return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
     def to_json(self) -> dict[str, object]:
-        return {"usd": round(self.usd, 6), "storage_month_usd": round(self.storage_month_usd, 6),
-                "services": {name: round(usd, 6) for name, usd in self.by_service().items()},
-                "prices": "us-east-1 list prices, 2026-11-20"}
+        return {
+            "usd": round(self.usd, 6),
+            "storage_month_usd": round(self.storage_month_usd, 6),
+            "services": {name: round(usd, 6) for name, usd in self.by_service().items()},
+            "prices": PRICES,
+        }
 
 
 def bill(work: Work) -> Bill:
@@ -140,8 +144,10 @@ def _state(work: Work) -> list[_Use]:
     # transactional put with its index entry (3), then marked published and leaves the index (2)
     writes = work.requests + 10 * work.streams + 5 * work.chunks
     reads = 8 * work.streams + 2 * work.chunks
-    return [("DynamoDB", "write request units", writes, DYNAMODB_WRITE),
-            ("DynamoDB", "read request units", reads, DYNAMODB_READ)]
+    return [
+        ("DynamoDB", "write request units", writes, DYNAMODB_WRITE),
+        ("DynamoDB", "read request units", reads, DYNAMODB_READ),
+    ]
 
 
 def _storage(work: Work) -> list[_Use]:

@@ -1,0 +1,305 @@
+"""Commands from the shell's point of view: what they print, their exit codes, what they start."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from schemahub.errors import UnknownProduct
+from schemahub.exchanges import Product
+from schemahub.streams import Stream
+from schemahub_cli import athena, executions, live, locks, seed, target
+from schemahub_cli.main import app
+from schemahub_cli.output import StackUnreachable, clock, dollars
+
+RUNNER = CliRunner()
+INGEST = "arn:aws:states:us-east-1:1:stateMachine:schemahub-test-ingest"
+TRANSFORM = "arn:aws:states:us-east-1:1:stateMachine:schemahub-test-transform"
+START = datetime(2026, 11, 20, 12, tzinfo=UTC)
+LISTED = [
+    Product("BTC-USD", "BTC-USD", "online", True),
+    Product("ETH-USD", "ETH-USD", "online", True),
+    Product("ETH-EUR", "ETH-EUR", "online", True),
+    Product("REP-USD", "REP-USD", "delisted", False),
+]
+
+
+class FakeStates:
+    """Step Functions with scripted executions."""
+
+    def __init__(self) -> None:
+        self.started: list[dict[str, Any]] = []
+        self.running: list[dict[str, Any]] = []
+        self.ends: dict[str, Any] = {"status": "SUCCEEDED", "output": "{}"}
+
+    def get_paginator(self, name: str) -> Any:
+        assert name == "list_executions"
+        return SimpleNamespace(
+            paginate=lambda stateMachineArn, statusFilter: [
+                {"executions": [e for e in self.running if e["machine"] == stateMachineArn]}
+            ]
+        )
+
+    def start_execution(self, **arguments: Any) -> dict[str, Any]:
+        self.started.append(arguments)
+        return {"executionArn": f"arn:aws:states:us-east-1:1:execution:m:{arguments['name']}"}
+
+    def describe_execution(self, executionArn: str) -> dict[str, Any]:
+        return {"startDate": START, "stopDate": START + timedelta(seconds=75), **self.ends}
+
+    def list_map_runs(self, executionArn: str) -> dict[str, Any]:
+        return {"mapRuns": [{"mapRunArn": "a"}]}
+
+    def describe_map_run(self, mapRunArn: str) -> dict[str, Any]:
+        return {"itemCounts": {"failed": 1, "timedOut": 1}}
+
+
+class FakeObjects:
+    def __init__(self) -> None:
+        self.held: dict[str, bytes] = {}
+
+    def get(self, key: str) -> bytes | None:
+        return self.held.get(key)
+
+    def put(self, key: str, body: bytes, metadata: Any = None) -> None:
+        self.held[key] = body
+
+    def list(self, prefix: str, start_after: str | None = None) -> Iterator[str]:
+        yield from sorted(k for k in self.held if k.startswith(prefix) and k > (start_after or ""))
+
+
+@pytest.fixture
+def states() -> FakeStates:
+    return FakeStates()
+
+
+@pytest.fixture
+def objects() -> FakeObjects:
+    return FakeObjects()
+
+
+@pytest.fixture
+def stack(states: FakeStates, objects: FakeObjects, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A reachable stack of fakes."""
+    ledger = SimpleNamespace(last_run=lambda stream: None, watermark=lambda stream: None, pending=lambda: iter(()))
+    deps = SimpleNamespace(objects=objects, ledger=ledger, locks=SimpleNamespace(holder=lambda lock_id: None))
+    found = SimpleNamespace(
+        stack="schemahub-test",
+        where="schemahub-test (local)",
+        local=True,
+        ingest_arn=INGEST,
+        transform_arn=TRANSFORM,
+        deps=deps,
+        client=lambda service: states,
+        database="db",
+        outputs={"AthenaWorkgroupName": "wg"},
+    )
+    monkeypatch.setattr(target, "resolve", lambda name: found)
+    return found
+
+
+def document(result: Any) -> Any:
+    return json.loads(result.stdout)
+
+
+def test_an_unreachable_stack_is_exit_code_3_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(name: str | None) -> None:
+        raise StackUnreachable("there is no such stack")
+
+    monkeypatch.setattr(target, "resolve", nothing)
+    assert RUNNER.invoke(app, ["run"]).exit_code == 3
+    result = RUNNER.invoke(app, ["status", "--json"])
+    assert result.exit_code == 3
+    assert document(result)["error"] == "StackUnreachable"
+    assert "local up" in document(result)["remedy"]
+
+
+def test_wrong_usage_is_exit_code_2(stack: SimpleNamespace) -> None:
+    assert RUNNER.invoke(app, ["run", "--no-such-option"]).exit_code == 2
+    assert RUNNER.invoke(app, ["query"]).exit_code == 2
+
+
+def test_a_run_is_started_followed_and_reported(stack: SimpleNamespace, states: FakeStates) -> None:
+    result = RUNNER.invoke(app, ["run", "--json", "-p", "coinbase:BTC-USD"])
+    assert result.exit_code == 0, result.output
+    [started] = states.started
+    assert started["stateMachineArn"] == INGEST
+    assert json.loads(started["input"]) == {"schema_version": 1, "products": ["coinbase:BTC-USD"]}
+    assert ":" not in started["name"]
+    assert "/" not in started["name"]
+    assert document(result)["execution"]["seconds"] == 75
+    assert document(result)["progress"]["failed_children"] == 2
+
+
+def test_a_running_execution_is_joined_and_not_doubled(stack: SimpleNamespace, states: FakeStates) -> None:
+    states.running = [
+        {"machine": INGEST, "executionArn": f"{INGEST}:later", "startDate": START + timedelta(1)},
+        {"machine": INGEST, "executionArn": f"{INGEST}:first", "startDate": START},
+    ]
+    result = RUNNER.invoke(app, ["run", "--json"])
+    assert result.exit_code == 0
+    assert states.started == []
+    assert document(result)["joined"] is True
+    assert document(result)["execution"]["execution"].endswith(":first")
+
+
+def test_no_follow_only_starts(stack: SimpleNamespace, states: FakeStates) -> None:
+    states.ends = {"status": "RUNNING"}
+    result = RUNNER.invoke(app, ["ingest", "--no-follow", "--json"])
+    assert result.exit_code == 0
+    assert len(states.started) == 1
+    assert document(result)["status"] == "RUNNING"
+
+
+def test_a_failed_execution_is_exit_code_1_and_says_why(stack: SimpleNamespace, states: FakeStates) -> None:
+    states.ends = {"status": "FAILED", "error": "IncompleteChunks", "cause": "3 chunks are missing"}
+    result = RUNNER.invoke(app, ["run", "--json"])
+    assert result.exit_code == 1
+    assert document(result)["execution"]["error"] == "IncompleteChunks"
+    plain = RUNNER.invoke(app, ["run"])
+    assert plain.exit_code == 1
+    assert "3 chunks are missing" in plain.output
+
+
+def test_a_skipped_run_is_exit_code_4(stack: SimpleNamespace, states: FakeStates) -> None:
+    states.ends = {"status": "SUCCEEDED", "output": json.dumps({"status": "skipped", "skipped": ["coinbase"]})}
+    assert RUNNER.invoke(app, ["run", "--json"]).exit_code == 4
+
+
+def test_ctrl_c_leaves_the_execution_running_and_says_how_to_follow(
+    stack: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(live, "follow", interrupted)
+    result = RUNNER.invoke(app, ["run"])
+    assert result.exit_code == 130
+    assert "schemahub run" in result.output
+    assert "goes on" in result.output
+
+
+def test_locks_of_dead_runs_are_released_and_those_of_live_ones_stay(
+    stack: SimpleNamespace, states: FakeStates
+) -> None:
+    released: list[str] = []
+    stack.deps.locks = SimpleNamespace(
+        holder=lambda lock_id: SimpleNamespace(run="arn:x:dead") if lock_id == "ingest#coinbase" else None,
+        release_run=lambda run: released.append(run) or ["ingest#coinbase", "stream#coinbase#BTC-USD#trades"],
+    )
+    states.ends = {"status": "RUNNING"}
+    assert locks.release_dead(stack) == []  # type: ignore[arg-type]
+    states.ends = {"status": "FAILED"}
+    assert len(locks.release_dead(stack)) == 2  # type: ignore[arg-type]
+    assert released == ["arn:x:dead"]
+
+
+def test_update_seed_replaces_the_asked_exchange_and_keeps_the_others(
+    stack: SimpleNamespace, objects: FakeObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from schemahub.pacing import PacedExchange
+
+    other = {"exchange": "binance", "product": "BTC-USDT", "symbol": "BTCUSDT", "status": "TRADING"}
+    seed.write(objects, [other])  # type: ignore[arg-type]
+    monkeypatch.setattr(PacedExchange, "of", lambda deps, name: SimpleNamespace(products=lambda: LISTED))
+    dry = RUNNER.invoke(app, ["update-seed", "-e", "coinbase", "--quote", "usd", "--dry-run", "--json"])
+    assert dry.exit_code == 0
+    assert len(seed.read(objects)) == 1
+    result = RUNNER.invoke(app, ["update-seed", "-e", "coinbase", "--quote", "usd", "--json"])
+    assert document(result)["added"] == ["coinbase:BTC-USD", "coinbase:ETH-USD"]
+    assert [e["product"] for e in seed.read(objects)] == ["BTC-USDT", "BTC-USD", "ETH-USD"]  # type: ignore[arg-type]
+
+
+def test_the_seed_list_is_where_ingest_reads_it(objects: FakeObjects) -> None:
+    from schemahub import ingest
+
+    assert seed.SEED_KEY == ingest.SEED_KEY
+    seed.write(objects, seed.choose("coinbase", LISTED, seed.Choice(limit=1)))  # type: ignore[arg-type]
+    assert ingest.read_seed(SimpleNamespace(objects=objects)) == [Stream("coinbase", "BTC-USD")]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "why"), [("REP-USD", "delisted"), ("NOPE-USD", "not listed")])
+def test_a_named_product_that_does_not_trade_is_an_error(name: str, why: str) -> None:
+    with pytest.raises(UnknownProduct, match=why):
+        seed.choose("coinbase", LISTED, seed.Choice(products=(name,)))
+
+
+def test_products_are_chosen_by_regex_quote_and_limit() -> None:
+    def names(**choice: Any) -> list[str]:
+        return [e["product"] for e in seed.choose("coinbase", LISTED, seed.Choice(**choice))]
+
+    assert names() == ["BTC-USD", "ETH-EUR", "ETH-USD"]
+    assert names(regex="^ETH-") == ["ETH-EUR", "ETH-USD"]
+    assert names(quotes=("eur",)) == ["ETH-EUR"]
+    assert names(products=("ETH-USD", "BTC-USD"), limit=1) == ["ETH-USD"]
+
+
+def test_a_bad_regex_is_a_named_error(stack: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from schemahub.pacing import PacedExchange
+
+    monkeypatch.setattr(PacedExchange, "of", lambda deps, name: SimpleNamespace(products=lambda: LISTED))
+    result = RUNNER.invoke(app, ["update-seed", "-e", "coinbase", "--regex", "(", "--json"])
+    assert result.exit_code == 1
+    assert document(result)["error"] == "BadInput"
+
+
+@pytest.mark.parametrize(
+    ("sql", "sent"),
+    [
+        ("SELECT 1 FROM trades;", "WITH trades AS (SELECT * FROM unified_trades) SELECT 1 FROM trades"),
+        (
+            "with a as (select 1) select * from a",
+            "WITH trades AS (SELECT * FROM unified_trades), a as (select 1) select * from a",
+        ),
+    ],
+)
+def test_trades_names_the_unified_table_in_athena_too(sql: str, sent: str) -> None:
+    assert athena.with_trades(sql) == sent
+
+
+class FakeAthena:
+    def __init__(self, *states: str) -> None:
+        self.states = list(states)
+
+    def start_query_execution(self, **arguments: Any) -> dict[str, str]:
+        assert arguments["WorkGroup"] == "wg"
+        return {"QueryExecutionId": "q"}
+
+    def get_query_execution(self, QueryExecutionId: str) -> dict[str, Any]:
+        status = {"State": self.states.pop(0), "StateChangeReason": "line 1: no such column"}
+        return {"QueryExecution": {"Status": status, "Statistics": {"DataScannedInBytes": 9}}}
+
+    def get_paginator(self, name: str) -> Any:
+        def row(*cells: str | None) -> dict[str, Any]:
+            return {"Data": [{"VarCharValue": c} if c is not None else {} for c in cells]}
+
+        pages = [{"ResultSet": {"Rows": [row("a", "b"), row("1", None)]}}, {"ResultSet": {"Rows": [row("2", "x")]}}]
+        return SimpleNamespace(paginate=lambda QueryExecutionId: pages)
+
+
+def test_athena_is_polled_and_paged(stack: SimpleNamespace) -> None:
+    stack.client = lambda service: FakeAthena("QUEUED", "RUNNING", "SUCCEEDED")
+    answer = athena.run(stack, "SELECT 1", max_rows=10, sleep=lambda seconds: None)  # type: ignore[arg-type]
+    assert (answer.columns, answer.rows, answer.scanned_bytes) == (["a", "b"], [["1", None], ["2", "x"]], 9)
+
+
+def test_a_query_that_athena_refuses_is_exit_code_1_with_its_words(stack: SimpleNamespace) -> None:
+    stack.local, stack.client = False, lambda service: FakeAthena("FAILED")
+    result = RUNNER.invoke(app, ["query", "SELECT nothing", "--json"])
+    assert result.exit_code == 1
+    assert document(result)["error"] == "BadQuery"
+    assert "no such column" in document(result)["message"]
+
+
+def test_executions_know_how_long_they_took(states: FakeStates, stack: SimpleNamespace) -> None:
+    states.ends = {"status": "SUCCEEDED", "output": "[1]"}
+    assert executions.describe(stack, "arn:a:b").seconds() == 75  # type: ignore[arg-type]
+
+
+def test_time_and_money_read_well() -> None:
+    assert [clock(s) for s in (0.4, 59, 61, 3725)] == ["0 s", "59 s", "1:01", "1:02:05"]
+    assert [dollars(d) for d in (0.00421, 12.3)] == ["$0.0042", "$12.30"]
