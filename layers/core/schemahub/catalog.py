@@ -156,6 +156,20 @@ def load_table(catalog: GlueCatalog, objects: ObjectStore, database: str, name: 
         return catalog.load_table(identifier)
 
 
+def published_so_far(
+    catalog: GlueCatalog, objects: ObjectStore, database: str, name: str
+) -> dict[Stream, list[Interval]]:
+    """What the table has of each stream, without making a table where there is none yet."""
+    try:
+        return published_intervals(catalog.load_table((database, name)))
+    except NoSuchTableError:
+        location = newest_metadata(objects)
+    if location is None:
+        return {}
+    body = objects.get(urlsplit(location).path.lstrip("/")) or b""
+    return published_of(TableMetadataUtil.parse_raw(body.decode()).properties)
+
+
 def newest_metadata(objects: ObjectStore) -> str | None:
     """Where the newest whole metadata file of the table lies in S3, or None if there is none.
 

@@ -51,13 +51,14 @@ class Published:
     quarantined: int
 
 
-def reconcile(segments: Iterable[Segment], table: Table) -> tuple[list[Segment], list[Segment]]:
+def reconcile(
+    segments: Iterable[Segment], published: dict[Stream, list[Interval]]
+) -> tuple[list[Segment], list[Segment]]:
     """Split pending segments into (already in the table, still to do): a crash may have come before the marking.
 
     Raises:
         CorruptState: a segment is in the table in part, which no publisher of ours can have done.
     """
-    published = published_intervals(table)
     already: list[Segment] = []
     todo: list[Segment] = []
     for segment in segments:

@@ -23,10 +23,12 @@ PUBLISH_LOCK = "publish#unified_trades"
 
 def list_pending(event: events.ListPending, deps: Deps) -> dict[str, Any]:
     """Cut what no snapshot holds into batches. Segments that one holds already (a crash came before the mark) are marked."""
+    from schemahub.catalog import LakeCatalog, published_so_far
     from schemahub.publish import reconcile
 
     run = {"id": event.execution.name, "arn": event.execution.Id, "fences": {}}
-    already, todo = reconcile(deps.ledger.pending(), open_table(deps))
+    already, todo = reconcile(deps.ledger.pending(), published_so_far(
+        LakeCatalog(deps.session), deps.objects, deps.settings.database, deps.settings.table))
     deps.ledger.mark_published(already, "found in the table")
     batches = make_batches(todo)
     key = f"{PREFIX}plans/{run['id']}/batches.jsonl"
