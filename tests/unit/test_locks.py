@@ -192,6 +192,15 @@ def test_release_run_frees_every_lock_of_that_run_and_no_other(locks):
     assert locks.release_run(RUN) == []
 
 
+def test_a_lock_taken_again_while_the_failure_rule_scans_stays(locks, monkeypatch):
+    locks.acquire(ID, ME, RUN)
+    scanned = locks._held_by(RUN)
+    newer = locks.acquire(ID, ME, RUN, attempt=1)
+    monkeypatch.setattr(locks, "_held_by", lambda run: scanned)
+    assert locks.release_run(RUN) == []
+    assert locks.holder(ID) == newer
+
+
 def test_a_late_failure_event_leaves_the_locks_of_the_redrive(locks, clock):
     old = locks.acquire(ID, ME, RUN)
     ended = clock.now_ms()

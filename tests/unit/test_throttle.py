@@ -136,6 +136,14 @@ def test_a_bucket_left_in_the_far_future_by_a_bad_clock_is_reset_and_logged(shar
     assert "absurdly far ahead" in caplog.text
 
 
+def test_two_workers_that_saw_the_same_absurd_bucket_reset_it_once(shared, table, clock):
+    absurd = {"exchange": "coinbase", "tat_us": clock.now_ms() * 1000 + 10**11}
+    table.put_item(Item=absurd)
+    assert offsets(shared.reserve([1] * 10, 10_000), clock)[-1] == 1000
+    shared._judge_idle(absurd, clock.now_ms() * 1000)
+    assert offsets(shared.reserve([1], 10_000), clock) == [1100]
+
+
 @pytest.mark.parametrize("value", [True, None, Decimal("1.5")])
 def test_a_corrupt_item_is_loud(shared, table, value):
     table.put_item(Item={"exchange": "coinbase", "tat_us": value})
