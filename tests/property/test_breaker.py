@@ -111,4 +111,4 @@ class BreakerHistory(RuleBasedStateMachine):
 
 
 TestBreakerHistory = BreakerHistory.TestCase
-TestBreakerHistory.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
+TestBreakerHistory.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)

@@ -146,4 +146,4 @@ class LockHistory(RuleBasedStateMachine):
 
 
 TestLockHistory = LockHistory.TestCase
-TestLockHistory.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
+TestLockHistory.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)

@@ -88,7 +88,7 @@ def run(exchange: str, seed: int, skews_ms: list[int], steps: int) -> tuple[Buck
 @QUICK
 @given(seed=st.integers(0, 2**32), workers=st.integers(1, 6))
 def test_in_any_window_the_granted_cost_is_at_most_burst_plus_rate_times_window(exchange, seed, workers):
-    bucket, granted = run(exchange, seed, [0] * workers, 40)
+    bucket, granted = run(exchange, seed, [0] * workers, 25)
     granted.sort()
     for i in range(len(granted)):
         total = 0
@@ -101,7 +101,7 @@ def test_in_any_window_the_granted_cost_is_at_most_burst_plus_rate_times_window(
 @QUICK
 @given(seed=st.integers(0, 2**32), skews=st.lists(st.integers(-100, 100), min_size=1, max_size=5))
 def test_the_exchange_never_refuses_although_clocks_differ_and_requests_are_delayed(exchange, seed, skews):
-    bucket, granted = run(exchange, seed, skews, 40)
+    bucket, granted = run(exchange, seed, skews, 25)
     limits = load_mapping(exchange).limits
     enforcer = Enforcer(limits.amount, limits.per_seconds, limits.burst)
     rng = random.Random(seed)
