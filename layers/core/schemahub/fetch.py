@@ -1,8 +1,9 @@
 """Fetching a chunk: page after page until every id of the range is here or proved absent.
 
-Pages are judged, never trusted: ids outside the question are dropped, repeats must be identical, holes are asked for
-a second time, and an empty answer is an error. Ids that a second, later answer skips as well, while it shows the trade
-beyond them, are recorded as ``exchange_skipped``.
+Pages are judged, never trusted: rows outside the question are dropped and prove nothing, repeats must be identical, an
+empty answer is an error. Ids that the first answers skipped are asked for again, later. They are recorded as
+``exchange_skipped`` only when one answer, which begins at the trade before them, goes on with the trade behind them: a
+stale node, an ignored cursor, a pruned history or a stray row cannot show both.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from typing import Protocol
 
 from schemahub.errors import EmptyPage, IncompletePage, PageConflict
 from schemahub.exchanges import Row
-from schemahub.streams import Absent, Chunk, Interval, Stream, runs
+from schemahub.streams import MAX_POSITION, Absent, Chunk, Interval, Stream, runs
 
 SECOND_LOOK_AFTER_S = 2.0
-MAX_SECOND_LOOKS = 20
+MAX_HOLES = 20
+"""Holes of one chunk: more of them are loss, not the exchange's habit (and fill S3's 2 KB of metadata)."""
+MAX_LOOKS = 4
+"""A look that fills a part of a hole leaves smaller holes, which need a second look of their own."""
+MAX_REACH = 2**32
+"""How far from a hole the trade before it is looked for."""
 
 
 class PageSource(Protocol):
@@ -39,31 +45,6 @@ class Fetched:
     """Rows that nobody had asked for."""
 
 
-@dataclass
-class _Harvest:
-    """What has come so far."""
-
-    stream: Stream
-    rows: dict[int, str] = field(default_factory=dict)
-    requests: int = 0
-    repeated: int = 0
-    outside: int = 0
-
-    def take(self, page: list[Row], asked: Interval) -> list[int]:
-        """Keep the rows that were asked for; returns all ids of the page."""
-        for row in page:
-            if not asked.first <= row.id <= asked.last:
-                self.outside += 1
-                continue
-            known = self.rows.setdefault(row.id, row.text)
-            if known is not row.text:
-                self.repeated += 1
-                if known != row.text:
-                    raise PageConflict(f"two different trades have the id {row.id}", stream=self.stream,
-                                       span=(asked.first, asked.last))
-        return [row.id for row in page]
-
-
 def fetch_chunk(source: PageSource, stream: Stream, chunk: Chunk, *, page_size: int, descending: bool,
                 pause: Callable[[float], None], tick: Callable[[], None] = lambda: None) -> Fetched:
     """All rows of ``chunk``, complete or an error.
@@ -71,65 +52,137 @@ def fetch_chunk(source: PageSource, stream: Stream, chunk: Chunk, *, page_size: 
     ``pause`` sleeps for seconds before a second look; ``tick`` is called after each answer (lease renewal).
 
     Raises:
-        EmptyPage: the exchange answered with no rows inside the range.
+        EmptyPage: the exchange answered with no rows at all.
         IncompletePage: ids are missing and no answer proves that the exchange skips them.
         PageConflict: one id came with two contents.
     """
-    harvest = _Harvest(stream)
-    _walk(source, harvest, Interval(chunk.first, chunk.last), page_size, descending, tick)
-    absent = _second_look(source, harvest, chunk, page_size, descending, pause, tick)
-    texts = tuple(harvest.rows[i] for i in sorted(harvest.rows))
-    return Fetched(chunk, texts, absent, harvest.requests, harvest.repeated, harvest.outside)
+    fetch = _Fetch(source, stream, chunk, page_size, -1 if descending else 1, tick)
+    fetch.walk()
+    seen_twice: set[Interval] = set()
+    for _ in range(MAX_LOOKS):
+        fetch.few_holes()
+        again = [hole for hole in fetch.holes() if hole not in seen_twice]
+        if not again:
+            break
+        pause(SECOND_LOOK_AFTER_S)
+        for hole in again:
+            fetch.look_again(hole)
+        seen_twice.update(again)
+    else:
+        raise IncompletePage("each look finds other ids missing", stream=stream, span=(chunk.first, chunk.last))
+    absent = tuple(Absent(hole.first, hole.last, "exchange_skipped") for hole in fetch.holes())
+    texts = tuple(fetch.rows[i] for i in sorted(fetch.rows))
+    return Fetched(chunk, texts, absent, fetch.requests, fetch.repeated, fetch.outside)
 
 
-def _walk(source: PageSource, harvest: _Harvest, wanted: Interval, page_size: int, descending: bool,
-          tick: Callable[[], None]) -> int:
-    """Page through ``wanted``; returns the furthest id that any answer showed in the direction of travel."""
-    first, last = wanted
-    while True:
-        left = -(-(last - first + 1) // page_size)
-        page = source.page(harvest.stream, first, last, pages_left=left)
-        harvest.requests += 1
-        ids = harvest.take(page, Interval(first, last))
-        tick()
-        if not ids:
-            raise EmptyPage("status 200 and no rows", stream=harvest.stream, span=(first, last))
-        furthest = min(ids) if descending else max(ids)
-        # An answer that shows nothing between the cursor and the edge, yet shows what lies beyond, ends the walk.
-        if (furthest <= first) if descending else (furthest >= last):
-            return furthest
-        if (furthest > last) if descending else (furthest < first):
-            raise IncompletePage("the answer holds only rows that nobody asked for", stream=harvest.stream,
-                                 span=(first, last))
-        first, last = (first, furthest - 1) if descending else (furthest + 1, last)
+@dataclass
+class _Fetch:
+    """What has come so far. ``sign`` is the direction of travel: 1 towards greater ids, -1 towards smaller ones."""
 
+    source: PageSource
+    stream: Stream
+    chunk: Chunk
+    page_size: int
+    sign: int
+    tick: Callable[[], None]
+    rows: dict[int, str] = field(default_factory=dict)
+    requests: int = 0
+    repeated: int = 0
+    outside: int = 0
 
-def _second_look(source: PageSource, harvest: _Harvest, chunk: Chunk, page_size: int, descending: bool,
-                 pause: Callable[[float], None], tick: Callable[[], None]) -> tuple[Absent, ...]:
-    holes = _holes(harvest, chunk)
-    if not holes:
-        return ()
-    if len(holes) > MAX_SECOND_LOOKS:
-        raise IncompletePage(f"{len(holes)} separate holes, {sum(h.size for h in holes)} ids are missing",
-                             stream=harvest.stream, span=(chunk.first, chunk.last))
-    pause(SECOND_LOOK_AFTER_S)
-    for hole in holes:
-        # One id further than the hole in the direction of travel: only an answer that shows it, or something beyond,
-        # proves that what lies before it was skipped and not merely cut off.
-        wide = Interval(max(1, hole.first - 1), hole.last) if descending else Interval(hole.first, hole.last + 1)
-        seen = _Harvest(harvest.stream)
-        _walk(source, seen, wide, page_size, descending, tick)
-        harvest.requests += seen.requests
-        for trade_id, text in seen.rows.items():
-            if chunk.first <= trade_id <= chunk.last and harvest.rows.setdefault(trade_id, text) != text:
-                raise PageConflict(f"the trade {trade_id} changed between two answers", stream=harvest.stream,
-                                   span=(chunk.first, chunk.last))
-    return tuple(Absent(h.first, h.last, "exchange_skipped") for h in _holes(harvest, chunk))
+    def ask(self, near: int, far: int) -> list[int]:
+        """The ids of the answer for ``near`` to ``far``, in the direction of travel; rows of the chunk are kept."""
+        first, last = min(near, far), max(near, far)
+        page = self.source.page(self.stream, first, last, pages_left=-(-(last - first + 1) // self.page_size))
+        self.requests += 1
+        self.tick()
+        for row in page:
+            if not self.chunk.first <= row.id <= self.chunk.last:
+                self.outside += 1
+                continue
+            self.repeated += row.id in self.rows
+            if self.rows.setdefault(row.id, row.text) != row.text:
+                raise PageConflict(f"two different trades have the id {row.id}", stream=self.stream, span=(first, last))
+        return sorted({row.id for row in page}, key=lambda i: i * self.sign)
 
+    def walk(self) -> None:
+        """Page through the chunk. It ends at its far edge, or when an answer shows only what lies beyond it."""
+        at, end = self._along(Interval(self.chunk.first, self.chunk.last))
+        while not self.is_before(end, at):
+            ids = self.ask(at, end)
+            if not ids:
+                raise EmptyPage("status 200 and no rows", stream=self.stream, span=(min(at, end), max(at, end)))
+            # The cursor follows rows that were asked for: one stray row further on must not end the walk.
+            wanted = [i for i in ids if not self.is_before(i, at) and not self.is_before(end, i)]
+            if not wanted and self.is_before(end, ids[-1]):
+                return
+            if not wanted:
+                raise IncompletePage("the answer holds only rows that nobody asked for", stream=self.stream,
+                                     span=(min(at, end), max(at, end)))
+            at = wanted[-1] + self.sign
 
-def _holes(harvest: _Harvest, chunk: Chunk) -> list[Interval]:
-    """The ids of the chunk that are not here, as intervals, without walking over every id that is."""
-    have = runs(harvest.rows)
-    edges = [chunk.first - 1, *(edge for run in have for edge in run), chunk.last + 1]
-    pairs = zip(edges[::2], edges[1::2], strict=True)
-    return [Interval(before + 1, after - 1) for before, after in pairs if after - before > 1]
+    def look_again(self, hole: Interval) -> None:
+        """Fill a hole by a later answer, or have it proved: the trades on both its sides in one answer.
+
+        Raises:
+            IncompletePage: neither.
+        """
+        start, end = self._along(hole)
+        at = start - self.sign if start - self.sign in self.rows else self._trade_before(start)
+        beyond = end + self.sign if end + self.sign in self.rows else self._trade_from(end)
+        while self.is_before(at, end):
+            ids = self.ask(at, end + self.sign)
+            inside = [i for i in ids if self.is_before(at, i) and self.is_before(i, beyond)]
+            if at not in ids or not (inside or beyond in ids):
+                raise IncompletePage("ids are missing, and the second look does not show the trades around them",
+                                     stream=self.stream, span=(hole.first, hole.last))
+            at = inside[-1] if inside else beyond
+
+    def _trade_from(self, end: int) -> int:
+        """The next trade from ``end`` on, in the direction of travel: ``end`` itself, or one behind the chunk."""
+        shown = [i for i in self.ask(end, end) if not self.is_before(i, end)]
+        if not shown:
+            raise IncompletePage("ids are missing, and no trade behind them is shown", stream=self.stream,
+                                 span=(self.chunk.first, self.chunk.last))
+        return shown[0]
+
+    def _trade_before(self, start: int) -> int:
+        """A trade before ``start`` that the chunk does not hold, with at most half a page of trades between them.
+
+        Steps back twice as far each time, then halves: ids may have jumped over many chunks.
+        """
+        found, empty_from, reach = None, start, 1
+        while found is None or abs(empty_from - found) > max(1, self.page_size // 2):
+            at = start - self.sign * reach if found is None else (found + empty_from) // 2
+            at = min(MAX_POSITION, max(1, at))
+            if found is None and (at == empty_from or reach > MAX_REACH):
+                raise IncompletePage("ids are missing, and no trade before them is shown", stream=self.stream,
+                                     span=(self.chunk.first, self.chunk.last))
+            shown = [i for i in self.ask(at, at) if self.is_before(i, start)]
+            if shown and (found is None or self.is_before(found, shown[-1])):
+                found = shown[-1]
+            else:
+                empty_from = at
+            reach *= 2
+        return found
+
+    def is_before(self, one: int, other: int) -> bool:
+        """Whether ``one`` comes before ``other`` in the direction of travel."""
+        return (other - one) * self.sign > 0
+
+    def _along(self, span: tuple[int, int]) -> tuple[int, int]:
+        return (span[0], span[1]) if self.sign > 0 else (span[1], span[0])
+
+    def few_holes(self) -> None:
+        """Raises IncompletePage when there are more than ``MAX_HOLES``."""
+        holes = self.holes()
+        if len(holes) > MAX_HOLES:
+            raise IncompletePage(f"{len(holes)} separate holes, {sum(h.size for h in holes)} ids are missing",
+                                 stream=self.stream, span=(self.chunk.first, self.chunk.last))
+
+    def holes(self) -> list[Interval]:
+        """The ids of the chunk that are not here, as intervals, without walking over every id that is."""
+        have = runs(self.rows)
+        edges = [self.chunk.first - 1, *(edge for run in have for edge in run), self.chunk.last + 1]
+        pairs = zip(edges[::2], edges[1::2], strict=True)
+        return [Interval(before + 1, after - 1) for before, after in pairs if after - before > 1]
