@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from local import ministack
+from local import ministack, sim_process
 from local import stack as local_stack
 from local.stack import Stack
 
@@ -35,65 +32,49 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Simulator:
     """A running exchange simulator and its control plane."""
 
-    url: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        return sim_process.url(self.port)
 
     @property
     def endpoints(self) -> dict[str, str]:
         """Exchange → base URL, as the template's ExchangeEndpoints."""
-        return {exchange: f"{self.url}/{exchange}" for exchange in ("coinbase", "binance")}
+        return sim_process.endpoints(self.port)
 
-    def stats(self) -> Any:
-        return self._call("GET", "/_sim/stats")
+    def stats(self) -> dict[str, Any]:
+        """What each exchange counted since the last reset."""
+        return sim_process.stats(self.port)
 
-    def set_faults(self, faults: list[Mapping[str, Any]]) -> None:
-        self._call("POST", "/_sim/faults", faults)
+    def add_faults(self, *faults: Mapping[str, Any]) -> None:
+        """These faults too, from now on (local/exchange_sim/faults.py has the kinds)."""
+        self.control("POST", "/_sim/faults", list(faults))
 
     def reset(self) -> None:
-        """No faults, empty statistics."""
-        self._call("POST", "/_sim/reset", {})
+        """No faults, the true time, empty statistics. Never while a run is going on."""
+        self.control("DELETE", "/_sim/faults")
+        self.control("POST", "/_sim/clock", {"offset_s": 0, "frozen": False})
+        sim_process.reset(self.port)
 
-    def _call(self, method: str, path: str, body: Any = None) -> Any:
+    def control(self, method: str, path: str, body: Any = None) -> Any:
+        """One call of the control plane, such as GET /_sim/oracle."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             self.url + path, data=data, method=method, headers={"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             content = answer.read()
         return json.loads(content) if content else None
 
 
-def start_simulator(log: Path, config: Path | None = None) -> tuple[Simulator, subprocess.Popen[bytes]]:
-    """The simulator as a process of its own, on a free port; `log` gets what it prints."""
-    port = ministack.free_port()
-    command = [sys.executable, "-m", "local.exchange_sim", "--port", str(port)]
-    if config is not None:
-        command += ["--config", str(config)]
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command, cwd=ministack.REPOSITORY, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
-    simulator = Simulator(f"http://127.0.0.1:{port}")
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{simulator.url}/_sim/health", timeout=2):
-                return simulator, process
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.05)
-    process.kill()
-    process.wait()
-    raise AssertionError(f"the simulator did not start:\n{ministack.tail(log)}")
-
-
 @pytest.fixture(scope="session")
 def simulator_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    log = tmp_path_factory.mktemp("simulator") / "simulator.log"
-    simulator, process = start_simulator(log)
-    yield simulator
-    process.terminate()
-    process.wait(timeout=10)
+    home = tmp_path_factory.mktemp("simulator")
+    port = ministack.free_port()
+    sim_process.start(home, port)
+    yield Simulator(port)
+    sim_process.stop(home)
 
 
 @pytest.fixture
