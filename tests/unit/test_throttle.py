@@ -170,6 +170,12 @@ def test_no_minute_of_binance_holds_more_than_its_weight_even_with_delays():
     assert float(bucket.rate) > 98
 
 
+def test_intervals_are_rounded_so_that_the_rate_is_never_exceeded():
+    for name in exchanges():
+        bucket = Bucket.of(load_mapping(name), 0.7)
+        assert all(bucket.interval_us(c) * bucket.rate >= Fraction(str(c)) * 1_000_000 for c in (1, 2, 3, 4, 7, 20))
+
+
 def test_the_limit_share_scales_the_rate():
     half = Bucket.of(load_mapping("coinbase"), 0.5)
     assert half.rate == 5
