@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import zstandard
@@ -46,7 +50,7 @@ COMMITTED_MS = 1_710_400_000_000
 """2024-03-14 07:06:40 UTC."""
 
 
-def coinbase_row(trade_id: int, **changes: Any) -> dict[str, Any]:
+def coinbase_row(trade_id: int, /, **changes: Any) -> dict[str, Any]:
     """A trade as Coinbase sends it; one every 100 s, so that 864 make a day."""
     second = trade_id * 100 % 86_400
     row = {
@@ -141,3 +145,49 @@ class Lake:
 
     def ids(self, stream: Stream = BTC) -> list[int]:
         return [int(r["trade_id"]) for r in self.rows() if r["symbol"] == stream.product]
+
+
+class S3Door:
+    """Reads of the in-process S3 over HTTP, for DuckDB, which brings its own client. Records what was asked for."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self.asked: list[str] = []
+        door = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self.answer(with_body=False)
+
+            def do_GET(self) -> None:
+                self.answer(with_body=True)
+
+            def answer(self, with_body: bool) -> None:
+                key = unquote(urlsplit(self.path).path).removeprefix(f"/{objects.bucket}/")
+                door.asked.append(key)
+                body = objects.get(key)
+                if body is None:
+                    self.send_error(404)
+                    return
+                found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+                part = body[int(found[1]) : int(found[2] or len(body)) + 1] if found else body
+                self.send_response(206 if found else 200)
+                self.send_header("Content-Length", str(len(part)))
+                self.send_header("Accept-Ranges", "bytes")
+                self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+                if found:
+                    end = int(found[1]) + len(part) - 1
+                    self.send_header("Content-Range", f"bytes {found[1]}-{end}/{len(body)}")
+                self.end_headers()
+                if with_body:
+                    self.wfile.write(part)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()

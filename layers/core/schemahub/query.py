@@ -1,0 +1,148 @@
+"""SQL over the unified table from a laptop: DuckDB reads the table's Iceberg metadata and the files it leaves over.
+
+``iceberg_scan`` and not ``read_parquet`` over a list of files: DuckDB then prunes by the day and by the bounds of every
+column for whatever WHERE says (measured: 2 of 25 files opened for one day, against 25 of 25 footers), and a query reads
+exactly the snapshot that the catalog named when the connection was made.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import duckdb
+
+from schemahub.errors import BadConfig, BadQuery
+from schemahub.streams import Stream
+
+EXTENSIONS = ("httpfs", "avro", "iceberg")
+_INTERVAL = re.compile(r"([1-9]\d{0,3})([smhd])")
+_UNITS = {"s": "second", "m": "minute", "h": "hour", "d": "day"}
+_SYMBOL = re.compile(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}")
+_EXCHANGE = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
+_NOBODY = "('', '', 0)"
+
+
+def connect(session: Any, table: Any, *, threads: int | None = None) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection whose view ``trades`` is the current snapshot of ``table`` (a PyIceberg table).
+
+    Endpoint, region and credentials are those of the boto3 session's S3 client, whatever chain they come from.
+
+    Raises:
+        BadConfig: no credentials, or DuckDB's extension packages are not installed.
+    """
+    db = duckdb.connect(config={"autoinstall_known_extensions": False, **({"threads": threads} if threads else {})})
+    for name in EXTENSIONS:
+        db.execute(f"LOAD {_text(str(_extension(name)))}")
+    db.execute("SET TimeZone = 'UTC'")
+    db.execute(_secret_sql(session))
+    db.execute(f"CREATE VIEW trades AS SELECT * FROM iceberg_scan({_text(table.metadata_location)})")  # noqa: S608
+    db.execute("SET lock_configuration = true")
+    return db
+
+
+def _extension(name: str) -> Path:
+    """The extension's file in its Python package: nothing is downloaded at run time."""
+    package = importlib.util.find_spec(f"duckdb_extension_{name}")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        path = Path(folder) / "extensions" / f"v{duckdb.__version__}" / f"{name}.duckdb_extension"
+        if path.exists():
+            return path
+    raise BadConfig(
+        f"DuckDB's extension {name} for version {duckdb.__version__} is not installed",
+        remedy=f"Install duckdb-extension-{name}=={duckdb.__version__} (`make setup` does).",
+    )
+
+
+def _secret_sql(session: Any) -> str:
+    s3 = session.client("s3")
+    found = session.get_credentials()
+    if found is None:
+        raise BadConfig("no AWS credentials were found", remedy="Set AWS_PROFILE, or log in, and try again.")
+    keys, endpoint = found.get_frozen_credentials(), urlsplit(s3.meta.endpoint_url)
+    options = {"KEY_ID": keys.access_key, "SECRET": keys.secret_key, "REGION": s3.meta.region_name}
+    if keys.token:
+        options["SESSION_TOKEN"] = keys.token
+    if not (endpoint.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        options |= {"ENDPOINT": endpoint.netloc, "URL_STYLE": "path"}
+    listed = "".join(f", {name} {_text(value)}" for name, value in options.items())
+    return f"CREATE SECRET (TYPE s3{listed}, USE_SSL {str(endpoint.scheme == 'https').lower()})"
+
+
+def select(db: duckdb.DuckDBPyConnection, sql: str, max_rows: int | None = None) -> tuple[list[str], list[list[Any]]]:
+    """Column names and rows of one SELECT.
+
+    Raises:
+        BadQuery: not exactly one SELECT (or WITH), or DuckDB does not accept it; its own words are in the message.
+    """
+    try:
+        answer = db.execute(single_select(sql))
+        columns = [column[0] for column in answer.description]
+        rows = answer.fetchall() if max_rows is None else answer.fetchmany(max_rows)
+    except duckdb.Error as error:
+        raise BadQuery(f"DuckDB: {str(error)[:800]}") from error
+    return columns, [list(row) for row in rows]
+
+
+def single_select(sql: str) -> str:
+    """``sql`` if it is exactly one statement that only reads. Raises BadQuery otherwise."""
+    try:
+        statements = duckdb.extract_statements(sql)
+    except duckdb.Error as error:
+        raise BadQuery(f"DuckDB: {str(error)[:800]}") from error
+    if len(statements) != 1:
+        raise BadQuery(f"there are {len(statements)} statements")
+    if statements[0].type != duckdb.StatementType.SELECT or re.match(r"\s*pragma\b", sql, re.IGNORECASE):
+        raise BadQuery(f"a {statements[0].type.name} is not a SELECT")
+    return sql
+
+
+def ohlcv_sql(symbol: str, interval: str, exchange: str | None = None) -> str:
+    """SELECT of bars: open, high, low, close, volume (base currency), vwap and trades for each ``interval`` (``5m``).
+
+    Bars without trades are not made up. Trades of the same microsecond are ordered by their number.
+    """
+    found = _INTERVAL.fullmatch(interval)
+    if not found:
+        raise BadQuery(f"the interval {interval[:20]!r} is not a number and s, m, h or d")
+    where = f"symbol = {_text(_checked(_SYMBOL, symbol, 'symbol'))}"
+    if exchange is not None:
+        where += f" AND exchange = {_text(_checked(_EXCHANGE, exchange.upper(), 'exchange'))}"
+    order = "ORDER BY trade_ts, trade_id::BIGINT"
+    return f"""
+SELECT exchange, symbol, time_bucket(INTERVAL {found[1]} {_UNITS[found[2]]}, trade_ts) AS bar,
+    first(price {order}) AS open, max(price) AS high, min(price) AS low, last(price {order}) AS close,
+    sum(quantity) AS volume, sum(price * quantity) / sum(quantity) AS vwap, count(*) AS trades
+FROM trades WHERE {where} GROUP BY ALL ORDER BY exchange, symbol, bar"""  # noqa: S608
+
+
+def coverage_sql(explained: Mapping[Stream, int] | None = None) -> str:
+    """SELECT of what the table has of each product: ids, rows, duplicates and ids that are missing.
+
+    ``explained`` says for each stream how many ids between its first and last are accounted for elsewhere: those that
+    the exchange never issued and those in quarantine. ``missing`` and ``duplicates`` must then be 0.
+    """
+    rows = [f"({_text(s.exchange.upper())}, {_text(s.product)}, {n})" for s, n in (explained or {}).items()]
+    known = f"(VALUES {', '.join(rows or [_NOBODY])}) AS known(exchange, symbol, ids)"
+    return f"""
+SELECT exchange, symbol, first_id, last_id, first_ts, last_ts, trades, trades - distinct_ids AS duplicates,
+    last_id - first_id + 1 - distinct_ids - coalesce(known.ids, 0) AS missing
+FROM (SELECT exchange, symbol, min(trade_id::BIGINT) AS first_id, max(trade_id::BIGINT) AS last_id,
+          min(trade_ts) AS first_ts, max(trade_ts) AS last_ts, count(*) AS trades,
+          count(DISTINCT trade_id) AS distinct_ids
+      FROM trades GROUP BY exchange, symbol) AS held
+LEFT JOIN {known} USING (exchange, symbol) ORDER BY exchange, symbol"""  # noqa: S608
+
+
+def _checked(pattern: re.Pattern[str], value: str, name: str) -> str:
+    if not pattern.fullmatch(value):
+        raise BadQuery(f"the {name} {value[:40]!r} is not valid")
+    return value
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
