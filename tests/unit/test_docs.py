@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from samtranslator.yaml_helper import yaml_parse
 
+from local.exchange_sim.server import running
 from schemahub import cost, errors, raw, table, transform
 from schemahub.commit import segment_of
 from schemahub.exchanges import Answer, Exchange
@@ -24,6 +26,8 @@ from schemahub.fetch import fetch_chunk
 from schemahub.mappings import SCHEMA, Mapping, parse_mapping
 from schemahub.objects import ObjectStore
 from schemahub.streams import Chunk, Stream
+from tests.unit.test_ingest import FAST, Hurried
+from tests.unit.worlds import STREAM, make_world
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -368,6 +372,33 @@ def test_a_python_example_runs(library: str, published: None, monkeypatch: pytes
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert CHECKS[library](names)
+
+
+# --- lost state (docs/operations.md) ----------------------------------------------------------------------------
+
+
+def test_the_lines_that_rebuild_a_lost_table_run(
+    aws: boto3.Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from schemahub_cli import target
+
+    with running(FAST) as server:
+        world = make_world(aws, server.url, Hurried(), cold_start_trades=3_000)
+        world.ingest()
+    before = world.deps.ledger.watermark(STREAM), world.committed()
+    items = world.deps.ledger.table
+    for item in items.scan()["Items"]:
+        items.delete_item(Key={"stream": item["stream"], "item": item["item"]})
+    monkeypatch.setattr(target, "resolve", lambda stack: SimpleNamespace(deps=world.deps))
+    (code,) = (block for block in blocks("docs/operations.md", "python") if "rebuild" in block)
+    exec(compile(code, "operations.md", "exec"), {})
+    assert str(before[0].high) in capsys.readouterr().out  # type: ignore[union-attr]
+    assert world.committed() == []
+    exec(compile(code.replace(", dry_run=True", ""), "operations.md", "exec"), {})
+    restored = world.deps.ledger.watermark(STREAM)
+    assert restored is not None
+    assert (restored.low, restored.high) == (before[0].low, before[0].high)  # type: ignore[union-attr]
+    assert world.committed() == before[1]
 
 
 # --- one door per table (docs/decisions/0006) -------------------------------------------------------------------
