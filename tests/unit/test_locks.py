@@ -220,6 +220,17 @@ def test_the_condition_check_passes_for_the_holder_and_for_nobody_else(locks, ta
         tables.client.transact_write_items(TransactItems=[locks.condition_check(lease), put])
 
 
+@pytest.mark.parametrize("over", ["redriven", "released"])
+def test_the_condition_check_fails_for_an_older_attempt_and_after_the_release(locks, tables, over):
+    lease = locks.acquire(ID, ME, RUN)
+    if over == "redriven":
+        locks.acquire(ID, ME, RUN, attempt=1)
+    else:
+        locks.release(lease)
+    with pytest.raises(ClientError, match="ConditionalCheckFailed"):
+        tables.client.transact_write_items(TransactItems=[locks.condition_check(lease)])
+
+
 @pytest.mark.parametrize("broken", [
     {"owner": RIVAL, "run": RUN, "attempt": 0, "lease_until": 0},
     {"fence": "7"},
