@@ -97,6 +97,23 @@ def show_map_children_themselves() -> None:
     stepfunctions._run_sub_machine = run_as_itself
 
 
+def name_glue_databases() -> None:
+    """IAM judges `glue:GetDatabase` on the database's ARN (AWS: Service Authorization Reference, Glue). MiniStack takes
+    the call's `Name` for a table's."""
+    from ministack.core import iam_actions
+
+    name_resource = iam_actions.extract_resource_arn
+
+    @functools.wraps(name_resource)
+    def name_database(service: str, method: str, path: str, headers: Record, *rest: Any) -> Any:
+        arn = name_resource(service, method, path, headers, *rest)
+        if service == "glue" and headers.get("x-amz-target", "").endswith(".GetDatabase"):
+            return arn.replace(":table/", ":database/")
+        return arn
+
+    iam_actions.extract_resource_arn = name_database
+
+
 def share_extracted_layers(directory: Path) -> None:
     """Workers import a layer from one extracted copy a content hash.
 
@@ -220,6 +237,7 @@ def main() -> None:
     _require(version == TESTED_VERSION, f"version {version}")
     keep_error_names()
     show_map_children_themselves()
+    name_glue_databases()
     share_extracted_layers(Path(os.environ["SCHEMAHUB_LAYER_CACHE"]))
     add_checkpoints()
     from ministack import app
