@@ -1,11 +1,12 @@
 """Starts MiniStack in its own environment (.venv-aws), with what AWS does and MiniStack 1.5.33 does not.
 
 Run by `local.ministack` with the interpreter of .venv-aws; imports nothing of SchemaHub. MiniStack's files stay as they
-were installed. Four of its functions are wrapped in this process, each to restore a behaviour of AWS that the pipeline
+were installed. Five of its functions are wrapped in this process, each to restore a behaviour of AWS that the pipeline
 relies on and that is described at its function below:
 
 - an error raised by a Python handler keeps its class name, and the worker lives on;
 - a child of a Distributed Map sees itself in `$$.Execution`;
+- IAM judges GetDatabase of Glue on the database's ARN;
 - the workers of a layer share one extracted copy of it, as processes on one machine can;
 - state is also written while MiniStack runs, so that a killed process loses seconds, not everything.
 
