@@ -278,7 +278,7 @@ def account(
     )
     requests = sum(stats[x]["requests"] for x in sim_process.EXCHANGES) if stats else pages
     work = cost.Work(
-        streams=len(streams), chunks=chunks, requests=requests, trades=new_trades, seconds=progress.execution.seconds()
+        streams=len(streams), chunks=chunks, requests=requests, trades=new_trades, seconds=_fetching_s(stats, progress)
     )
     return Report(
         proofs=proofs,
@@ -293,6 +293,14 @@ def account(
         chart_stream=chart_stream,
         chart=options.home / f"ohlcv-{chart_stream.product}.png",
     )
+
+
+def _fetching_s(stats: dict[str, Any] | None, progress: Progress) -> float:
+    """How long requests were being sent: as the simulator saw it, or at most the whole execution."""
+    if not stats:
+        return progress.execution.seconds()
+    seen = [stats[name] for name in sim_process.EXCHANGES if stats[name]["last_request"]]
+    return float(max((x["last_request"] - x["first_request"] for x in seen), default=0.0))
 
 
 if __name__ == "__main__":

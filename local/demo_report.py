@@ -13,9 +13,11 @@ from schemahub.cost import Bill
 from schemahub.mappings import load_mapping
 from schemahub.streams import Stream
 from schemahub_cli.lake import Bar, Proof
-from schemahub_cli.output import clock, dollars
+from schemahub_cli.output import clock, dollars, listing
 
 REFUSALS = ("429", "418")
+MEASURABLE = 100
+"""Fewer requests have no steady phase worth a number."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Report:
     def steady(self) -> dict[str, dict[str, Any]]:
         """The steady phase of each exchange that had one: seconds, and the share of its limit that was used."""
         phases = {name: (self.stats or {}).get(name, {}).get("steady") for name in self.exchanges}
-        return {name: phase for name, phase in phases.items() if phase and phase.get("share_of_limit") is not None}
+        return {name: p for name, p in phases.items() if p and p.get("share_of_limit") and p["requests"] >= MEASURABLE}
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -105,7 +107,7 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _products(report: Report) -> Table:
-    table = Table("exchange", "product", show_footer=True, title="unified trades", title_justify="left")
+    table = listing("stream", show_footer=True, title="unified trades")
     for name, footer in (
         ("first id", ""),
         ("last id", ""),
@@ -114,12 +116,11 @@ def _products(report: Report) -> Table:
         ("missing", str(sum(p.missing for p in report.proofs))),
         ("duplicates", str(sum(p.duplicates for p in report.proofs))),
     ):
-        table.add_column(name, footer, justify="right")
+        table.add_column(name, footer, justify="right", no_wrap=True)
     table.columns[0].footer = f"{len(report.proofs)} products"
     for p in report.proofs:
         table.add_row(
-            p.stream.exchange,
-            p.stream.product,
+            f"{p.stream.exchange} {p.stream.product}",
             str(p.first),
             str(p.last),
             f"{p.trades:,}",
@@ -128,7 +129,7 @@ def _products(report: Report) -> Table:
             _zero(p.duplicates),
         )
     for stream in report.missing_streams:
-        table.add_row(stream.exchange, stream.product, "[red]never committed[/]", *[""] * 5)
+        table.add_row(f"{stream.exchange} {stream.product}", "[red]never[/]", *[""] * 5)
     return table
 
 
@@ -157,14 +158,9 @@ def _facts(report: Report) -> Table:
 
 
 def _bars(report: Report) -> Table:
-    table = Table(
-        title=f"{report.chart_stream.product} on {report.chart_stream.exchange}, the last "
-        f"{len(report.bars)} one-hour bars (UTC)",
-        title_justify="left",
-    )
-    table.add_column("hour")
-    for name in ("open", "high", "low", "close", "volume", "trades"):
-        table.add_column(name, justify="right")
+    stream = report.chart_stream
+    title = f"{stream.product} on {stream.exchange}, the last {len(report.bars)} one-hour bars (UTC)"
+    table = listing("hour", title=title, numbers=("open", "high", "low", "close", "volume", "trades"))
     for b in report.bars:
         colour = "green" if b.close >= b.open else "red"
         table.add_row(

@@ -14,7 +14,7 @@ from schemahub.mappings import load_mapping
 from schemahub.plan import Estimate, estimate
 from schemahub.runtime import Deps
 from schemahub.streams import Chunk, Segment, Stream
-from schemahub_cli.output import clock, dollars
+from schemahub_cli.output import clock, dollars, listing
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def forecast(deps: Deps, streams: Iterable[Stream], seen: Callable[[Stream], Non
 
 def table(plan: Forecast) -> Table:
     """The forecast for people."""
-    shown = Table("exchange", "product", "from id", "to id", show_footer=True)
+    shown = listing("stream", numbers=("from id", "to id"), show_footer=True)
     shown.columns[0].footer = f"{len(plan.streams)} streams"
     for name, total in (("chunks", plan.work.chunks), ("requests", plan.requests), ("trades", plan.trades)):
         shown.add_column(name, f"{total:,}", justify="right")
@@ -121,8 +121,7 @@ def table(plan: Forecast) -> Table:
         if s.error:
             span = ("[red]error[/]", f"[red]{s.error.split(':')[0]}[/]")
         shown.add_row(
-            s.stream.exchange,
-            s.stream.product,
+            f"{s.stream.exchange} {s.stream.product}",
             *span,
             f"{s.estimate.chunks:,}",
             f"{s.estimate.requests:,}",

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
+from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from schemahub.errors import SchemaHubError
 
 P = ParamSpec("P")
+LOG_WIDTH = 120
+"""Columns where nobody can be asked: files, pipes, CI."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 StackOption = Annotated[
@@ -58,6 +63,8 @@ class Say:
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
         self.console = Console(quiet=as_json, highlight=False)
+        if not self.console.is_terminal and "COLUMNS" not in os.environ:
+            self.console.width = LOG_WIDTH
 
     def line(self, text: str = "") -> None:
         """One line for people; Rich markup is understood."""
@@ -117,6 +124,24 @@ def fail(error: Exception, code: Exit, as_json: bool) -> NoReturn:
         if remedy:
             err.print(f"[dim]→[/] {escape(remedy)}", soft_wrap=True)
     raise typer.Exit(int(code))
+
+
+def listing(*columns: str, title: str | None = None, numbers: tuple[str, ...] = (), **options: Any) -> Table:
+    """An empty table as narrow as it gets: text columns, then columns of numbers, which are never cut."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        **options,
+    )
+    for name in columns:
+        table.add_column(name, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def clock(seconds: float) -> str:

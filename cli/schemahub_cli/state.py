@@ -51,14 +51,15 @@ class ExchangeState:
     """One exchange: when the next request may go, whether the breaker lets it, which run works on it."""
 
     exchange: str
-    next_free_us: int
+    wait_s: float
+    """Seconds until the next request may go."""
     breaker: str
     lock: str | None
 
     def to_json(self) -> dict[str, Any]:
         return {
             "exchange": self.exchange,
-            "next_free_us": self.next_free_us,
+            "wait_s": round(self.wait_s, 3),
             "breaker": self.breaker,
             "lock": self.lock,
         }
@@ -102,12 +103,7 @@ def exchanges(deps: Deps, names: Iterable[str]) -> list[ExchangeState]:
         bucket = Bucket.of(load_mapping(name), deps.settings.limit_share)
         breaker = read(deps.throttle_table, {"exchange": f"{name}#breaker"}).get("state", CLOSED)
         holder = deps.locks.holder(ingest.process_lock(name))
-        found.append(
-            ExchangeState(
-                name,
-                SharedBucket(deps.throttle_table, bucket, deps.clock).next_free_us(),
-                str(breaker),
-                holder.run if holder else None,
-            )
-        )
+        free_us = SharedBucket(deps.throttle_table, bucket, deps.clock).next_free_us()
+        wait_s = max(0.0, free_us / 1e6 - deps.clock.now_ms() / 1e3)
+        found.append(ExchangeState(name, wait_s, str(breaker), holder.run if holder else None))
     return found

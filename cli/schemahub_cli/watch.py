@@ -133,10 +133,15 @@ class Watch:
         """One look; never raises for what is not there yet."""
         execution = executions.describe(self.target, self.arn)
         self._read_streams()
+        unfinished = list(islice((p for p in self.streams.values() if p.outcome is None), LOOK_AHEAD))
+        # Asked first: once the run is done with a stream, its plan and all of its raw objects are there to be read.
+        outcomes = [self._outcome(p.stream) for p in unfinished]
         self._read_plans()
-        unfinished = (p for p in self.streams.values() if p.outcome is None)
-        for progress in list(islice(unfinished, LOOK_AHEAD)):
-            self._read_stream(progress)
+        for progress, outcome in zip(unfinished, outcomes, strict=True):
+            if progress.chunks:
+                stored = self._stored(progress.stream, progress.chunks)
+                progress.chunks_done, progress.trades_done = len(stored), sum(stored.values())
+            progress.outcome = outcome
         publishing = execution.running and bool(executions.find_running(self.target, self.target.transform_arn))
         failed = executions.failed_children(self.target, self.arn)
         streams = sorted(self.streams.values(), key=lambda s: s.stream)
@@ -160,14 +165,9 @@ class Watch:
             if key in waiting:
                 waiting[key].chunks = [Chunk.from_json(line) for line in self._lines(key)]
 
-    def _read_stream(self, progress: StreamProgress) -> None:
-        # Asked first: what is stored by the time the run is done with a stream is all there will be.
-        last = self.ledger.last_run(progress.stream) or {}
-        if progress.chunks:
-            stored = self._stored(progress.stream, progress.chunks)
-            progress.chunks_done, progress.trades_done = len(stored), sum(stored.values())
-        if last.get("run") == self.arn:
-            progress.outcome = str(last.get("outcome"))
+    def _outcome(self, stream: Stream) -> str | None:
+        last = self.ledger.last_run(stream) or {}
+        return str(last.get("outcome")) if last.get("run") == self.arn else None
 
     def _stored(self, stream: Stream, chunks: list[Chunk]) -> dict[tuple[int, int], int]:
         """Rows of each planned chunk whose raw object is there."""

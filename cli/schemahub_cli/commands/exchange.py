@@ -6,13 +6,12 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from schemahub.exchanges import Exchange, RequestsHttp
 from schemahub.mappings import exchanges as known_exchanges
 from schemahub.mappings import load_mapping
 from schemahub.streams import Stream
-from schemahub_cli.output import JsonOption, Say, command
+from schemahub_cli.output import JsonOption, Say, command, listing
 from schemahub_cli.watch import trades_per_second
 
 app = typer.Typer(no_args_is_help=True, help="Look at exchanges through their mappings (no stack is needed).")
@@ -24,7 +23,7 @@ def list_exchanges(as_json: JsonOption = False) -> None:
     """The exchanges that have a mapping, with their limits."""
     say = Say(as_json)
     mappings = [load_mapping(name) for name in known_exchanges()]
-    table = Table("exchange", "name", "limit", "burst", "most trades/s")
+    table = listing("exchange", "name", "limit", "burst", "most trades/s")
     for m in mappings:
         table.add_row(
             m.exchange,
@@ -69,9 +68,8 @@ def try_exchange(
     stream = Stream(name, product)
     exchange = Exchange(load_mapping(name), RequestsHttp(), base_url)
     newest = sorted(exchange.newest(stream), key=lambda row: row.id)
-    table = Table(
-        "id", "time (µs)", "as sent", title=f"{stream}: {len(newest)} trades in one answer", title_justify="left"
-    )
+    table = listing("id", "time (µs)", title=f"{stream}: {len(newest)} trades in one answer")
+    table.add_column("as sent", overflow="fold")
     for row in newest[-rows:]:
         table.add_row(str(row.id), str(row.ts_us), escape(row.text))
     say.result(

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from schemahub_cli import athena, target
 from schemahub_cli.athena import Answer
-from schemahub_cli.output import JsonOption, Say, StackOption, command
+from schemahub_cli.output import JsonOption, Say, StackOption, command, listing
 
 
 @command
@@ -75,7 +75,7 @@ def to_csv(answer: Answer) -> str:
 
 def table(answer: Answer) -> Table:
     """The answer for people: numbers to the right."""
-    shown = Table()
+    shown = listing()
     for index, name in enumerate(answer.columns):
         numeric = all(isinstance(row[index], int | float) for row in answer.rows) and bool(answer.rows)
         shown.add_column(name, justify="right" if numeric else "left", overflow="fold")

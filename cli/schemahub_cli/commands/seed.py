@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from schemahub.mappings import exchanges as known_exchanges
 from schemahub.mappings import load_mapping
 from schemahub_cli import seed, target
-from schemahub_cli.output import JsonOption, Say, StackOption, command
+from schemahub_cli.output import JsonOption, Say, StackOption, command, listing
 
 
 @command
@@ -57,7 +56,7 @@ def update_seed(
     difference = seed.change(old, new)
     if not dry_run:
         seed.write(where.deps.objects, new)
-    table = Table("exchange", "product", "symbol", "status", title=f"seed list of {where.where}", title_justify="left")
+    table = listing("exchange", "product", "symbol", "status", title=f"seed list of {where.where}")
     for entry in new:
         mark = "[green]+[/] " if f"{entry['exchange']}:{entry['product']}" in difference.added else "  "
         table.add_row(mark + entry["exchange"], entry["product"], entry["symbol"], entry["status"])

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from schemahub_cli import executions, state, target
-from schemahub_cli.output import JsonOption, Say, StackOption, clock, command
+from schemahub_cli.output import JsonOption, Say, StackOption, clock, command, listing
 
 
 @command
@@ -49,14 +49,12 @@ def status(
         },
         f"[bold]{where.where}[/] · " + (f"running: {', '.join(names)}" if names else "nothing is running"),
         _streams(streams, now_ms),
-        _exchanges(exchanges, now_ms),
+        _exchanges(exchanges),
     )
 
 
 def _streams(streams: list[state.StreamState], now_ms: int) -> Table:
-    table = Table("stream", title="streams", title_justify="left")
-    for name in ("low", "high", "committed ago", "behind by", "to publish"):
-        table.add_column(name, justify="right")
+    table = listing("stream", title="streams", numbers=("low", "high", "moved ago", "behind", "pending"))
     table.add_column("lock")
     for s in streams:
         if s.error:
@@ -76,13 +74,15 @@ def _streams(streams: list[state.StreamState], now_ms: int) -> Table:
     return table
 
 
-def _exchanges(exchanges: list[state.ExchangeState], now_ms: int) -> Table:
-    table = Table("exchange", "next slot", "breaker", "run lock", title="exchanges", title_justify="left")
+def _exchanges(exchanges: list[state.ExchangeState]) -> Table:
+    table = listing("exchange", "next slot", "breaker", "run lock", title="exchanges")
     for e in exchanges:
-        wait = max(0.0, (e.next_free_us / 1000 - now_ms) / 1000)
         colour = "green" if e.breaker == "closed" else "red"
         table.add_row(
-            e.exchange, "now" if wait < 0.05 else f"in {wait:.1f} s", f"[{colour}]{e.breaker}[/]", _owner(e.lock)
+            e.exchange,
+            "now" if e.wait_s < 0.05 else f"in {e.wait_s:.1f} s",
+            f"[{colour}]{e.breaker}[/]",
+            _owner(e.lock),
         )
     return table
 
