@@ -12,7 +12,7 @@ from typing import Any
 
 from schemahub import commit, events, mirror, plan, raw
 from schemahub.commit import Committed, Fenced, segment_of
-from schemahub.errors import (BadConfig, IncompleteChunks, LockBusy, LockLost, UnknownExchange)
+from schemahub.errors import BadConfig, IncompleteChunks, LockBusy, LockLost, UnknownExchange
 from schemahub.exchanges import Row
 from schemahub.fetch import fetch_chunk
 from schemahub.ledger import Watermark
@@ -155,7 +155,7 @@ def plan_stream(event: events.PlanStep, deps: Deps) -> dict[str, Any]:
 
 
 def chunks_to_fetch(deps: Deps, stream: Stream, mark: Watermark | None) -> tuple[list[Chunk], int]:
-    """The chunks that lead from the watermark to the settled head, and that head's id. Sends requests, writes nothing."""
+    """The chunks from the watermark to the settled head, and that head's id. Sends requests, writes nothing."""
     mapping = load_mapping(stream.exchange)
     exchange = PacedExchange.of(deps, stream.exchange)
     page = exchange.newest(stream)
@@ -174,6 +174,7 @@ def _cold_start(deps: Deps, mapping: Mapping, exchange: PacedExchange, stream: S
 
     def probe(position: int) -> Row | None:
         rows = exchange.page(stream, position, position, kind="head")
+        plan.check_times(rows, stream)
         return rows[0] if rows else None
 
     return plan.cold_start(page, floor, target_us, mapping.requests.page_size, probe)
@@ -186,7 +187,8 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
         return {"status": "there"}
     mapping = load_mapping(stream.exchange)
     # Fetching is not guarded: raw objects are the same whoever writes them. A lost lease only ends wasted work.
-    renewers = [Renewer(deps.locks.keep, lease, deps.clock) for lease in (_lease(event), _process_lease(event)) if lease]
+    leases = (_lease(event), _process_lease(event))
+    renewers = [Renewer(deps.locks.keep, lease, deps.clock) for lease in leases if lease]
 
     def tick() -> None:
         for renewer in renewers:
@@ -225,7 +227,8 @@ def commit_step(event: events.CommitStep, deps: Deps) -> dict[str, Any]:
     if prefix:
         now = deps.clock.now_ms()
         segments = [segment_of(stream, finished[c], event.run.id, "rest", now) for c in prefix]
-        outcome = commit.commit_segments(deps.ledger, deps.locks, lease, segments, mark.high if mark else None, deps.clock)
+        outcome = commit.commit_segments(deps.ledger, deps.locks, lease, segments, mark.high if mark else None,
+                                         deps.clock)
         if isinstance(outcome, Fenced):
             raise LockLost("the lock was taken over before the commit", stream=stream)
         if not isinstance(outcome, Committed):

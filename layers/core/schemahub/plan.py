@@ -5,6 +5,7 @@ All of it is pure. The grid is fixed, so a later plan after a failure meets the 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -29,21 +30,27 @@ class Head:
 def head_of(rows: Sequence[Row], stream: Stream, now_us: int, settle_seconds: float) -> Head:
     """The head of a stream by its newest page: only trades older than the settle time count.
 
-    When the whole page is younger, the id before it is the head: ids are dense, so it exists or is a hole to be classed.
+    When the whole page is younger, the id before it is the head: ids are dense, so it exists or is a hole to be
+    classed.
 
     Raises:
         EmptyPage: no trades at all; MalformedResponse: a trade without a readable time.
     """
     if not rows:
         raise EmptyPage("the exchange shows no trades", stream=stream)
-    unreadable = [row for row in rows if row.ts_us is None]
-    if unreadable:
-        raise MalformedResponse(f"the time of trade {unreadable[0].id} cannot be read", stream=stream)
+    check_times(rows, stream)
     before_us = now_us - int(settle_seconds * 1e6)
     # A young trade may have got a lower id than an older one: everything from the first young id on has to wait.
     young = [row.id for row in rows if (row.ts_us or 0) > before_us]
     newest = max(row.id for row in rows)
     return Head(min(young) - 1 if young else newest, newest)
+
+
+def check_times(rows: Sequence[Row], stream: Stream) -> None:
+    """Raises MalformedResponse when the time of a row cannot be read: no plan is made on guesses."""
+    unreadable = [row.id for row in rows if row.ts_us is None]
+    if unreadable:
+        raise MalformedResponse(f"the time of trade {unreadable[0]} cannot be read", stream=stream)
 
 
 def check_head(head: Head, high: int | None, stream: Stream) -> None:
@@ -55,7 +62,7 @@ def check_head(head: Head, high: int | None, stream: Stream) -> None:
 
 def cut(first: int, last: int, chunk_size: int, limit: int = MAX_CHUNKS) -> list[Chunk]:
     """``[first, last]`` cut at the multiples of ``chunk_size``; at most ``limit`` chunks from ``first`` on."""
-    chunks = []
+    chunks: list[Chunk] = []
     at = first
     while at <= last and len(chunks) < limit:
         end = min((at // chunk_size + 1) * chunk_size - 1, last)
@@ -70,12 +77,12 @@ def to_jsonl(chunks: Iterable[Chunk]) -> bytes:
 
 
 def from_jsonl(body: bytes) -> list[Chunk]:
-    """Raises BadStateInput for a list that is not ascending and continuous, chunk after chunk."""
+    """Raises BadStateInput for a list that is not of chunks, or whose chunks overlap or are out of order."""
     try:
         chunks = [Chunk.from_json(json.loads(line)) for line in body.splitlines()]
     except ValueError as error:
         raise BadStateInput(f"the chunk list is not JSON lines: {error}") from error
-    for before, after in zip(chunks, chunks[1:], strict=False):
+    for before, after in itertools.pairwise(chunks):
         if after.first <= before.last:
             raise BadStateInput(f"chunks {before} and {after} overlap or are out of order")
     return chunks
@@ -86,37 +93,38 @@ def cold_start(page: Sequence[Row], floor: int, target_us: int, page_size: int,
     """The id at which a first run begins: near the first trade not older than ``target_us``, and above ``floor``.
 
     An interpolating bisection that asks the exchange for single trades. It need not hit the time exactly (backfill
-    extends ``low`` later), but it must be a trade that exists, so it is exact where history begins.
+    extends ``low`` later), but it must be a trade that exists. It is exact until a trade older than the target was
+    seen, because until then history itself may begin here.
 
     Args:
         page: the newest page; its pace gives the first guess.
         floor: no position at or below it is asked for (the cap on a first run's size).
-        probe: the trade at a position or its nearest neighbour, None where there is nothing.
+        probe: the trade at a position or its nearest neighbour (above on an ascending exchange, below on a descending
+            one), None where there is nothing.
     """
     oldest, newest = min(page, key=lambda r: r.id), max(page, key=lambda r: r.id)
     if (oldest.ts_us or 0) < target_us or oldest.id <= floor:
-        return min(row.id for row in page if row.id > floor and (row.ts_us or 0) >= target_us or row is newest)
+        return min(row.id for row in page if (row.id > floor and (row.ts_us or 0) >= target_us) or row is newest)
     per_us = (newest.id - oldest.id) / max(1, (newest.ts_us or 0) - (oldest.ts_us or 0))
-    good, below, below_us, exact = oldest, floor, None, False
+    # The trade looked for is `good` or lies in (below, top): nothing lies from `top` to `good`.
+    good, top, below, below_us = oldest, oldest.id, floor, None
     for attempt in range(MAX_PROBES):
-        if good.id - below <= (1 if exact else max(1, page_size // 20)):
+        if top - below <= (1 if below_us is None else max(1, page_size // 20)):
             break
-        at = _guess(good, below, below_us, target_us, per_us, attempt)
+        at = _guess(good, top, below, below_us, target_us, per_us, attempt)
         row = probe(at)
-        if row is None or row.ts_us is None:
-            below, below_us, exact = at, None, True
-        elif row.ts_us < target_us:
-            below, below_us, exact = max(at, row.id), row.ts_us, False
-        elif row.id >= good.id:
-            below, exact = at, True
+        if row is None or row.id <= below:
+            below = at
+        elif (row.ts_us or 0) < target_us:
+            below, below_us = max(at, row.id), row.ts_us or 0
         else:
-            good = row
+            good, top = min(good, row, key=lambda r: r.id), min(at, row.id)
     return good.id
 
 
-def _guess(good: Row, below: int, below_us: int | None, target_us: int, per_us: float, attempt: int) -> int:
+def _guess(good: Row, top: int, below: int, below_us: int | None, target_us: int, per_us: float, attempt: int) -> int:
     """The next position to ask: by interpolation, by the newest page's pace, and every third time the middle."""
-    low, high = below + 1, good.id - 1
+    low, high = below + 1, top - 1
     ahead_us = (good.ts_us or 0) - target_us
     if attempt % 3 == 2 or (below_us is None and attempt > 2):
         return (low + high) // 2
