@@ -1,7 +1,7 @@
 """Committing: the watermark moves over finished chunks in one fenced transaction, and after doubt we look.
 
-A transaction that fails, or whose answer is lost, is never repeated blindly: ``_look`` reads what is there and says which
-of the outcomes it was.
+A transaction that fails, or whose answer is lost, is never repeated blindly: ``_look`` reads what is there and says
+which of the outcomes it was.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from schemahub.clock import Clock
+from schemahub.errors import CorruptState
 from schemahub.ledger import MAX_SEGMENTS_PER_TRANSACTION, Ledger
 from schemahub.locks import Lease, Locks
 from schemahub.streams import RawObject, Segment, Stream
@@ -59,7 +60,16 @@ def commit_segments(ledger: Ledger, locks: Locks, lease: Lease, segments: Sequen
 
     Args:
         segments: ascending and without a hole, the first at ``base + 1`` (anywhere for a new stream, ``base`` None).
+
+    Raises:
+        CorruptState: a segment stands beyond the watermark, or the watermark knows a newer fence than the lock gave.
+        ValueError: the segments are not continuous.
     """
+    end = base
+    for segment in segments:
+        if end is not None and segment.first != end + 1:
+            raise ValueError(f"{segment.stream}: the segment at {segment.first} does not follow {end}")
+        end = segment.last
     outcome: Outcome = Superseded(base)
     for start in range(0, len(segments), MAX_SEGMENTS_PER_TRANSACTION):
         group = segments[start:start + MAX_SEGMENTS_PER_TRANSACTION]
@@ -80,6 +90,10 @@ def _commit_group(ledger: Ledger, locks: Locks, lease: Lease, group: Sequence[Se
             outcome = _look(ledger, locks, lease, group, base)
             if outcome is not None:
                 return outcome
+            if "ConditionalCheckFailed" in _reasons(error):
+                raise CorruptState("the watermark and the lock are as planned, yet the commit is refused: a segment "
+                                   "stands beyond the watermark, or its fence is newer", stream=group[0].stream,
+                                   span=(group[0].first, group[-1].last)) from error
             if attempt == MAX_TRIES - 1 or not _passing(error):
                 raise
             clock.sleep(0.1 * 2**attempt)
@@ -107,8 +121,13 @@ def _passing(error: Exception) -> bool:
     if isinstance(error, BotoCoreError):
         return True
     assert isinstance(error, ClientError)
-    reasons: list[dict[str, Any]] = error.response.get("CancellationReasons", [])  # type: ignore[assignment]
-    codes = {r.get("Code") for r in reasons} - {"None", None}
+    codes = _reasons(error)
     if error.response["Error"]["Code"] != "TransactionCanceledException":
         return error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500 or "Throttl" in str(error)
     return not codes or codes <= set(PASSING)
+
+
+def _reasons(error: Exception) -> set[str]:
+    """Why a transaction was cancelled: the codes of its actions."""
+    reasons: Any = error.response.get("CancellationReasons", []) if isinstance(error, ClientError) else []
+    return {r["Code"] for r in reasons if r.get("Code", "None") != "None"}

@@ -1,7 +1,7 @@
 """The one door to ``StreamsTable``: watermarks, segments, and what is still to be published.
 
-An item of ``StreamsTable`` is (``stream``, ``item``): ``watermark``, ``segment#{first:020d}`` or ``last_run``. The sparse
-index ``pending`` holds the segments that no snapshot of the table names yet.
+An item of ``StreamsTable`` is (``stream``, ``item``): ``watermark``, ``segment#{first:020d}`` or ``last_run``. The
+sparse index ``pending`` holds the segments that no snapshot of the table names yet.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class Ledger:
         else:
             move = self._action("Update", Key={"stream": str(segments[0].stream), "item": "watermark"},
                                 UpdateExpression="SET high = :new, fence = :fence, updated_at = :now",
-                                ConditionExpression="high = :base AND fence <= :fence", values={**values, ":base": base})
+                                ConditionExpression="high = :base AND fence <= :fence",
+                                values={**values, ":base": base})
         puts = [self._action("Put", Item=_item(segment)) for segment in segments]
         self.client.transact_write_items(TransactItems=[locks.condition_check(lease), move, *puts])
 
@@ -187,7 +188,8 @@ def _segment(item: dict[str, Any]) -> Segment:
     try:
         return Segment(
             stream=Stream.parse(item["stream"]), first=_integer(item["first"]), last=_integer(item["last"]),
-            count=_integer(item["count"]), absent=tuple(Absent(int(a), int(b), c) for a, b, c in item["absent"]),
+            count=_integer(item["count"]),
+            absent=tuple(Absent(_integer(a), _integer(b), kind) for a, b, kind in item["absent"]),
             raw_key=item["raw_key"], sha256=item["sha256"], source=item["source"], run_id=item["run_id"],
             commit_id=item["commit_id"], committed_at=_integer(item["committed_at"]),
             published_in=item.get("published_in"))

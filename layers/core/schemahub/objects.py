@@ -8,7 +8,10 @@ from typing import Any, Protocol
 
 from botocore.exceptions import ClientError
 
-PRECONDITION = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
+PRECONDITION = {"PreconditionFailed", "412"}
+CONFLICT = {"ConditionalRequestConflict", "409"}
+"""Another conditional write of the key was under way: S3 wants the write again, nothing is decided yet."""
+CONFLICT_TRIES = 5
 ABSENT = {"NoSuchKey", "404", "NotFound"}
 
 
@@ -78,15 +81,19 @@ class ObjectStore:
         return self._conditional(key, body, None, IfMatch=etag)
 
     def _conditional(self, key: str, body: bytes | Path, metadata: dict[str, str] | None, **condition: str) -> bool:
-        arguments: dict[str, Any] = dict(Bucket=self.bucket, Key=key, Metadata=metadata or {}, **condition)
-        try:
-            if isinstance(body, Path):
-                with body.open("rb") as stream:
-                    self.client.put_object(Body=stream, **arguments)
-            else:
-                self.client.put_object(Body=body, **arguments)
-        except ClientError as error:
-            if error.response["Error"]["Code"] in PRECONDITION:
-                return False
-            raise
-        return True
+        arguments: dict[str, Any] = {"Bucket": self.bucket, "Key": key, "Metadata": metadata or {}, **condition}
+        for tries_left in reversed(range(CONFLICT_TRIES)):
+            try:
+                if isinstance(body, Path):
+                    with body.open("rb") as stream:
+                        self.client.put_object(Body=stream, **arguments)
+                else:
+                    self.client.put_object(Body=body, **arguments)
+                return True
+            except ClientError as error:
+                code = error.response["Error"]["Code"]
+                if code in PRECONDITION:
+                    return False
+                if code not in CONFLICT or not tries_left:
+                    raise
+        raise AssertionError("unreachable")

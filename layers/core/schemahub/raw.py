@@ -59,7 +59,7 @@ def store(objects: ObjectStore, stream: Stream, fetched: Fetched) -> RawObject:
 
 
 def _metadata(raw: RawObject) -> dict[str, str]:
-    # S3 takes 2 KB of user metadata: fetch.MAX_SECOND_LOOKS holes of two 19-digit ids fit.
+    # S3 takes 2 KB of user metadata: fetch.MAX_HOLES holes of two 19-digit ids fit.
     return {"first": str(raw.first), "last": str(raw.last), "count": str(raw.count), "sha256": raw.sha256,
             "absent": json.dumps([list(a) for a in raw.absent], separators=(",", ":"))}
 
@@ -82,7 +82,7 @@ def describe(objects: ObjectStore, key: str) -> RawObject | None:
         return None
     try:
         raw = RawObject(key, int(meta["first"]), int(meta["last"]), int(meta["count"]), meta["sha256"],
-                        tuple(Absent(*a) for a in json.loads(meta["absent"])))
+                        tuple(Absent(int(a), int(b), kind) for a, b, kind in json.loads(meta["absent"])))
     except (ValueError, TypeError) as error:
         raise CorruptState(f"the metadata of {key} cannot be read: {error}") from error
     if parse_raw_key(key) != (raw.first, raw.last, raw.count):

@@ -5,6 +5,7 @@ Everything here is a pure function over values. Intervals are closed: ``Interval
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -137,7 +138,16 @@ class RawObject:
     absent: tuple[Absent, ...] = ()
 
     def check(self) -> None:
-        """Count and holes must explain every position of the range."""
+        """Count and holes must explain every position of the range.
+
+        Raises:
+            CorruptState: they do not, or a hole is none.
+        """
+        at = self.first - 1
+        for hole in self.absent:
+            if not at < hole.first <= hole.last <= self.last or hole.kind not in ABSENT_CLASSES:
+                raise CorruptState(f"{self.key} names an impossible hole: {tuple(hole)}", span=(self.first, self.last))
+            at = hole.last
         missing = sum(a.last - a.first + 1 for a in self.absent)
         if self.count + missing != self.last - self.first + 1:
             raise CorruptState(f"{self.key} holds {self.count} rows and {missing} absent ids, "
@@ -214,7 +224,7 @@ def covers(intervals: Iterable[tuple[int, int]], wanted: tuple[int, int]) -> boo
 def overlapping(intervals: Sequence[tuple[int, int]]) -> list[tuple[Interval, Interval]]:
     """Neighbouring pairs that share a position: must be empty for committed segments."""
     ordered = sorted(Interval(*i[:2]) for i in intervals)
-    return [(a, b) for a, b in zip(ordered, ordered[1:], strict=False) if b.first <= a.last]
+    return [(a, b) for a, b in itertools.pairwise(ordered) if b.first <= a.last]
 
 
 def runs(positions: Iterable[int]) -> list[Interval]:
