@@ -123,7 +123,7 @@ class ResponseInterrupted(ExchangeError):
 
 
 class MalformedResponse(ExchangeError):
-    remedy = "Nothing was stored. If it stays, compare the exchange's answer with its mapping (`schemahub exchange try`)."
+    remedy = "Nothing was stored. If it stays, compare the answer with the mapping (`schemahub exchange try`)."
 
 
 class EmptyPage(ExchangeError):
@@ -139,7 +139,7 @@ class PageConflict(ExchangeError):
 
 
 class HeadBehindWatermark(ExchangeError):
-    remedy = "The stream is halted: a stale node, a relisting with new ids, or a delisting. Check by hand before you go on."
+    remedy = "The stream is halted: a stale node, a relisting with new ids, or a delisting. Check by hand first."
 
 
 class ExchangeRefused(ExchangeError):
@@ -203,7 +203,7 @@ class TransformError(SchemaHubError):
 
 
 class QuarantineExceeded(TransformError):
-    remedy = "The rows lie in quarantine/ with their reasons. Correct the mapping, or raise quarantine.max_share in it."
+    remedy = "The rows lie in quarantine/ with reasons. Correct the mapping, or raise its contract.quarantine_max_share."
 
 
 class UnmappedField(TransformError):

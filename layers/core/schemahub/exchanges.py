@@ -10,14 +10,21 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
 import requests
 
-from schemahub.errors import (BadMapping, ExchangeRefused, ExchangeUnavailable, MalformedResponse, RateLimited,
-                              ResponseInterrupted, UnknownProduct)
+from schemahub.errors import (
+    BadMapping,
+    ExchangeRefused,
+    ExchangeUnavailable,
+    MalformedResponse,
+    RateLimited,
+    ResponseInterrupted,
+    UnknownProduct,
+)
 from schemahub.mappings import Mapping
 from schemahub.streams import MAX_POSITION, Stream
 
@@ -56,8 +63,8 @@ class RequestsHttp:
                 body = b"".join(self._bounded(response))
                 return Answer(response.status_code, {k.lower(): v for k, v in response.headers.items()}, body)
         except requests.exceptions.SSLError as error:
-            raise ExchangeRefused(f"TLS failed: {_short(error)}",
-                                  remedy="Check the clock and the certificates; verification is never turned off.") from error
+            remedy = "Check the clock and the certificates; verification is never turned off."
+            raise ExchangeRefused(f"TLS failed: {_short(error)}", remedy=remedy) from error
         except (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError) as error:
             raise ResponseInterrupted(f"the answer broke off: {_short(error)}") from error
         except requests.exceptions.RequestException as error:
@@ -189,13 +196,13 @@ def retry_after_s(value: str | None, now: datetime | None = None) -> float | Non
     """Seconds of a Retry-After header: a number or an HTTP date (RFC 9110 §10.2.3); None when absent or unreadable."""
     if value is None:
         return None
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", value.strip()):
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", value.strip()):
         return float(value)
     try:
-        when = datetime.strptime(value.strip(), "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=timezone.utc)
+        when = datetime.strptime(value.strip(), "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC)
     except ValueError:
         return None
-    return max(0.0, (when - (now or datetime.now(timezone.utc))).total_seconds())
+    return max(0.0, (when - (now or datetime.now(UTC))).total_seconds())
 
 
 def parse_json(body: bytes) -> Any:
@@ -293,7 +300,7 @@ def _row(value: Any, raw: str, mapping: Mapping) -> Row:
     if not isinstance(value, dict):
         raise MalformedResponse(f"{raw[:80]!r} is not a trade object")
     trade_id = value.get(mapping.fields.trade_id)
-    if isinstance(trade_id, str) and re.fullmatch(r"[1-9]\d{0,18}", trade_id):
+    if isinstance(trade_id, str) and re.fullmatch(r"[1-9][0-9]{0,18}", trade_id):
         # Coinbase has sent ids both as numbers and as text over the years; both are exact.
         trade_id = int(trade_id)
     if type(trade_id) is not int or not 0 < trade_id <= MAX_POSITION:
@@ -307,6 +314,6 @@ def _ts_us(value: Any, mapping: Mapping) -> int | None:
         if mapping.fields.ts_type == "epoch":
             return int(value) * 1_000_000 // UNITS_PER_SECOND[mapping.fields.ts_unit or "ms"]
         when = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
-        return int(when.replace(tzinfo=when.tzinfo or timezone.utc).timestamp() * 1_000_000)
+        return int(when.replace(tzinfo=when.tzinfo or UTC).timestamp() * 1_000_000)
     except (ValueError, TypeError, OverflowError):
         return None

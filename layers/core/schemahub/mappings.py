@@ -178,7 +178,7 @@ def _typed(doc: dict[str, Any]) -> Mapping:
 
 
 def mappings_dir() -> Path:
-    """Where the mapping files lie: ``SCHEMAHUB_MAPPINGS``, else beside this module (in the layer), else the checkout."""
+    """Where the mapping files lie: ``SCHEMAHUB_MAPPINGS``, else beside this module (the layer), else the checkout."""
     if override := os.environ.get("SCHEMAHUB_MAPPINGS"):
         return Path(override)
     packaged = Path(__file__).with_name("mappings")

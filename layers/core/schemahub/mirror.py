@@ -1,7 +1,7 @@
 """The watermark's copy in S3: never newer than the table, healed when it lags, and a halt when it leads.
 
-DynamoDB is the truth. The mirror exists so that the table can be rebuilt if it is lost (``rebuild``), and so that a table
-restored from an old backup is noticed: then the mirror is ahead.
+DynamoDB is the truth. The mirror exists so that the table can be rebuilt if it is lost (``rebuild``), and so that a
+table restored from an old backup is noticed: then the mirror is ahead.
 """
 
 from __future__ import annotations
