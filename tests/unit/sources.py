@@ -49,7 +49,7 @@ class FakeSource:
 
     def page(self, stream: Stream, first: int, last: int, *, pages_left: int = 1) -> list[Row]:
         """As ``exchanges.Exchange.page``: from one end of the range on, whatever lies there."""
-        assert 0 < pages_left
+        assert pages_left > 0
         assert len(self.asked) < self.limit, "too many requests"
         size = min(self.page_size, last - first + 1)
         if self.descending:

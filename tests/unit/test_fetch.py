@@ -38,7 +38,8 @@ def test_a_whole_chunk_takes_its_pages_and_not_one_request_more(descending: bool
 
 @BOTH
 def test_an_empty_page_in_the_middle_is_an_error(descending: bool) -> None:
-    source = FakeSource(range(1, 50), descending=descending, spoil=lambda asked, page: [] if asked.number == 2 else page)
+    source = FakeSource(range(1, 50), descending=descending,
+                        spoil=lambda asked, page: [] if asked.number == 2 else page)
     with pytest.raises(EmptyPage, match=r"coinbase#BTC-USD#trades.*\[1[0-9]\.\.2[0-9]\]"):
         fetch(source)
 
@@ -133,7 +134,8 @@ def test_an_ignored_cursor_is_no_proof() -> None:
     with pytest.raises(IncompletePage):
         fetch(FakeSource(range(1, 50), descending=False, spoil=lambda asked, page: newest))
     with pytest.raises(IncompletePage):
-        fetch(FakeSource(range(1, 50), descending=False, spoil=lambda asked, page: newest if asked.number > 1 else page))
+        fetch(FakeSource(range(1, 50), descending=False,
+                         spoil=lambda asked, page: newest if asked.number > 1 else page))
 
 
 def test_a_stale_node_is_no_proof() -> None:
