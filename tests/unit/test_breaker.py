@@ -156,6 +156,41 @@ def test_late_failures_of_an_older_generation_are_dropped(worker, clock):
     assert worker().before() == Permit(3)
 
 
+def test_a_late_success_of_an_older_generation_does_not_reset_the_count(worker, clock):
+    breaker, slow = worker(), worker()
+    old = slow.before()
+    fail(breaker, 5)
+    clock.advance(5)
+    breaker.report(breaker.before(), ok=True)
+    fail(breaker, 4)
+    clock.advance(1)
+    slow.before()
+    slow.report(old, ok=True)
+    fail(breaker)
+    with pytest.raises(CircuitOpen):
+        worker().before()
+
+
+def test_who_saw_the_breaker_due_before_another_probe_failed_does_not_probe(worker, table, clock):
+    breaker, slow = worker(), worker()
+    fail(breaker, 5)
+    clock.advance(5)
+    seen = slow._current()
+    breaker.report(breaker.before(), ok=False)
+    answer = slow._take_probe(seen, clock.now_ms())
+    assert answer == clock.now_ms() + 10_000
+
+
+def test_a_success_between_the_fifth_failure_and_the_opening_keeps_it_closed(worker, table):
+    breaker, other = worker(), worker()
+    fail(breaker, 4)
+    permit = other.before()
+    fifth = breaker._current()
+    other.report(permit, ok=True)
+    breaker._open(fifth)
+    worker().before()
+
+
 def test_the_winner_of_the_probe_knows_it_when_the_answer_was_lost(worker, table, clock):
     breaker = worker()
     fail(breaker, 5)

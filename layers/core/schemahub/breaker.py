@@ -5,7 +5,8 @@
       └────────────(the probe succeeded)────────┼──────────────────────────────────────────────────┤
                                                 └──(the probe failed; a silent one expires)────────┘
 
-Each change of state takes ``gen + 1``; a report under an older generation is about a world that is gone and is dropped.
+Each change of state takes ``gen + 1``, so a generation is one stay in one state, and "still this generation" is the one
+condition of every write: nobody probes twice, and a report about a world that is gone is dropped.
 Failures count in a row across all workers, within ``window_s``; one success by anybody starts the count again, and is
 written only by a worker that has seen failures, so that a healthy exchange costs no writes.
 
@@ -19,7 +20,7 @@ import logging
 import random
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -207,8 +208,8 @@ class Breaker:
         token = uuid.uuid4().hex
         outcome = self._write(
             "SET #state = :half, #gen = #gen + :one, probe = :token, probe_until = :until",
-            "#gen = :gen AND ((#state = :open AND open_until <= :now) OR (#state = :half AND probe_until <= :now))",
-            {":half": HALF_OPEN, ":open": OPEN, ":one": 1, ":token": token, ":now": now, ":gen": state.gen,
+            "#gen = :gen",
+            {":half": HALF_OPEN, ":one": 1, ":token": token, ":gen": state.gen,
              ":until": now + round(self.tuning.probe_s * 1000)})
         found = self._see(outcome.item)
         # A repeated write whose first answer was lost is refused by its own effect: the token tells.
@@ -217,8 +218,8 @@ class Breaker:
         return Permit(found.gen) if found.state == CLOSED else max(found.blocked_until, now + 1)
 
     def _end_probe(self, permit: Permit, ok: bool) -> None:
-        condition = "#state = :half AND probe = :token AND #gen = :gen"
-        values: Item = {":half": HALF_OPEN, ":token": permit.probe, ":gen": permit.generation, ":one": 1}
+        condition = "#gen = :gen"
+        values: Item = {":gen": permit.generation, ":one": 1}
         if ok:
             outcome = self._write("SET #state = :closed, #gen = #gen + :one, failures = :zero, opens = :zero "
                                   "REMOVE probe, probe_until, open_until", condition,
@@ -235,32 +236,32 @@ class Breaker:
     def _succeeded(self, permit: Permit) -> None:
         if self._seen is None or not self._seen.failures:
             return
-        outcome = self._write("SET failures = :zero", "#state = :closed AND #gen = :gen",
-                              {":zero": 0, ":closed": CLOSED, ":gen": permit.generation})
+        outcome = self._write("SET failures = :zero", "#gen = :gen", {":zero": 0, ":gen": permit.generation},
+                              {"#gen": "gen"})
         self._see(outcome.item)
 
     def _failed(self, permit: Permit) -> None:
         now = self._clock.now_ms()
-        values: Item = {":closed": CLOSED, ":gen": permit.generation, ":now": now, ":one": 1}
+        values: Item = {":gen": permit.generation, ":now": now, ":one": 1}
         counted = self._write(
             "SET #state = :closed, #gen = :gen, failures = if_not_exists(failures, :zero) + :one, failed_at = :now",
-            "attribute_not_exists(#state) OR (#state = :closed AND #gen = :gen AND failed_at >= :since)",
-            {**values, ":zero": 0, ":since": now - round(self.tuning.window_s * 1000)})
+            "attribute_not_exists(#gen) OR (#gen = :gen AND failed_at >= :since)",
+            {**values, ":closed": CLOSED, ":zero": 0, ":since": now - round(self.tuning.window_s * 1000)})
         state = self._see(counted.item)
         if isinstance(counted, Applied):
             if state.failures >= self.tuning.threshold:
                 self._open(state)
-        elif state.state == CLOSED and state.gen == permit.generation:
+        elif state.gen == permit.generation:
             # The last failure is long past: count from one, unless somebody else just did.
             self._see(self._write("SET failures = :one, failed_at = :now",
-                                  "#state = :closed AND #gen = :gen AND failed_at = :seen",
-                                  {**values, ":seen": state.failed_at}).item)
+                                  "#gen = :gen AND failed_at = :seen",
+                                  {**values, ":seen": state.failed_at}, {"#gen": "gen"}).item)
 
     def _open(self, state: _State) -> None:
         outcome = self._write(
             "SET #state = :open, #gen = #gen + :one, opens = :one, open_until = :until",
-            "#state = :closed AND #gen = :gen AND failures >= :threshold",
-            {":open": OPEN, ":closed": CLOSED, ":gen": state.gen, ":one": 1, ":threshold": self.tuning.threshold,
+            "#gen = :gen AND failures >= :threshold",
+            {":open": OPEN, ":gen": state.gen, ":one": 1, ":threshold": self.tuning.threshold,
              ":until": self._reopen_at(0)})
         self._see(outcome.item)
         if isinstance(outcome, Applied):
@@ -271,5 +272,5 @@ class Breaker:
         longest = min(self.tuning.cap_s, self.tuning.base_s * 2.0 ** min(opens, 16))
         return self._clock.now_ms() + round(1000 * max(self.tuning.floor_s, self._rng.uniform(0, longest)))
 
-    def _write(self, update: str, condition: str, values: Item) -> Any:
-        return update_if(self._table, self._key, update, condition, values, _NAMES)
+    def _write(self, update: str, condition: str, values: Item, names: Mapping[str, str] = _NAMES) -> Any:
+        return update_if(self._table, self._key, update, condition, values, names)
