@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from botocore.exceptions import ClientError
 
 from schemahub.clock import FakeClock
 from schemahub.errors import CorruptState, LockBusy, LockLost
 from schemahub.locks import Lease, Locks, Renewer
+from tests.conftest import create_tables
 from tests.dynamodb import Watched, open_tables
 
 ID = "stream#coinbase#BTC-USD#trades"
-ME, RIVAL, RUN = "arn:me", "arn:rival", "arn:top"
+ME, RIVAL, RUN, THEIRS = "arn:me", "arn:rival", "arn:top", "arn:their-top"
 
 
 @pytest.fixture
@@ -42,17 +45,17 @@ def test_a_free_lock_is_taken_with_the_next_fence(locks):
     first = locks.acquire(ID, ME, RUN)
     assert first == Lease(ID, ME, RUN, 0, 1)
     assert locks.release(first)
-    assert locks.acquire(ID, RIVAL, RUN).fence == 2
+    assert locks.acquire(ID, RIVAL, THEIRS).fence == 2
 
 
 def test_a_live_lock_is_busy_and_says_who_holds_it(locks, clock):
-    locks.acquire(ID, RIVAL, RUN)
+    locks.acquire(ID, RIVAL, THEIRS)
     with pytest.raises(LockBusy, match=r"arn:rival for another 90000 ms"):
         locks.acquire(ID, ME, RUN)
 
 
 def test_an_expired_lock_is_taken_only_after_the_skew_allowance(locks, clock):
-    locks.acquire(ID, RIVAL, RUN)
+    locks.acquire(ID, RIVAL, THEIRS)
     clock.advance(94.999)
     with pytest.raises(LockBusy):
         locks.acquire(ID, ME, RUN)
@@ -92,13 +95,13 @@ def test_an_expired_lease_that_nobody_took_is_still_ours(locks, clock):
     clock.advance(3600)
     locks.renew(lease)
     with pytest.raises(LockBusy):
-        locks.acquire(ID, RIVAL, RUN)
+        locks.acquire(ID, RIVAL, THEIRS)
 
 
 def test_a_lease_that_was_taken_cannot_be_renewed_released_or_brought_back(locks, table, clock):
     lease = locks.acquire(ID, ME, RUN)
     clock.advance(100)
-    theirs = locks.acquire(ID, RIVAL, RUN)
+    theirs = locks.acquire(ID, RIVAL, THEIRS)
     with pytest.raises(LockLost, match=r"arn:rival holds fence 2"):
         locks.renew(lease)
     with pytest.raises(LockLost):
@@ -149,7 +152,7 @@ def test_ensure_takes_a_freed_lock_again_and_says_so(locks):
 def test_ensure_does_not_take_it_from_a_rival(locks, clock):
     lease = locks.acquire(ID, ME, RUN)
     clock.advance(100)
-    locks.acquire(ID, RIVAL, RUN)
+    locks.acquire(ID, RIVAL, THEIRS)
     with pytest.raises(LockLost, match="arn:rival"):
         locks.ensure(lease, attempt=1)
     clock.advance(100)
@@ -171,13 +174,13 @@ def test_keep_extends_the_owner_s_lease_whatever_its_attempt(locks, clock):
     locks.keep(old)
     clock.advance(80)
     with pytest.raises(LockBusy):
-        locks.acquire(ID, RIVAL, RUN)
+        locks.acquire(ID, RIVAL, THEIRS)
 
 
 def test_keep_goes_on_while_a_rival_is_only_a_memory(locks, clock):
     mine = locks.acquire(ID, ME, RUN)
     clock.advance(100)
-    locks.acquire(ID, RIVAL, RUN)
+    locks.acquire(ID, RIVAL, THEIRS)
     clock.advance(100)
     locks.keep(mine)
     assert locks.holder(ID).owner == RIVAL
@@ -215,7 +218,7 @@ def test_the_condition_check_passes_for_the_holder_and_for_nobody_else(locks, ta
     lease = locks.acquire(ID, ME, RUN)
     clock.advance(3600)
     tables.client.transact_write_items(TransactItems=[locks.condition_check(lease), put])
-    locks.acquire(ID, RIVAL, RUN)
+    locks.acquire(ID, RIVAL, THEIRS)
     with pytest.raises(ClientError, match="ConditionalCheckFailed"):
         tables.client.transact_write_items(TransactItems=[locks.condition_check(lease), put])
 
@@ -232,11 +235,11 @@ def test_the_condition_check_fails_for_an_older_attempt_and_after_the_release(lo
 
 
 @pytest.mark.parametrize("broken", [
-    {"owner": RIVAL, "run": RUN, "attempt": 0, "lease_until": 0},
+    {"owner": RIVAL, "run": THEIRS, "attempt": 0, "lease_until": 0},
     {"fence": "7"},
     {"fence": None},
-    {"fence": 0, "owner": RIVAL, "run": RUN, "attempt": 0, "lease_until": 10**15},
-    {"fence": 4, "owner": RIVAL, "run": RUN, "attempt": 0},
+    {"fence": 0, "owner": RIVAL, "run": THEIRS, "attempt": 0, "lease_until": 10**15},
+    {"fence": 4, "owner": RIVAL, "run": THEIRS, "attempt": 0},
     {"fence": 4, "owner": RIVAL, "run": 5, "attempt": 0, "lease_until": 10**15},
 ])
 def test_a_corrupt_item_is_never_taken(locks, table, broken):
@@ -262,3 +265,16 @@ def test_a_renewer_writes_every_30_seconds_of_work(locks, table, clock):
     clock.advance(30)
     with pytest.raises(LockLost):
         renewer.tick()
+
+
+def test_the_second_pass_of_a_run_takes_over_what_its_first_pass_left(aws: Any) -> None:
+    """The child of RetryFailedStreams has an ARN of its own; waiting for the lease would end it as skipped."""
+    tables = create_tables(aws)
+    locks = Locks(aws.resource("dynamodb").Table(tables["locks"]), FakeClock())
+    first = locks.acquire("stream#x", "child-1", "run")
+    second = locks.acquire("stream#x", "child-2", "run")
+    assert second.fence == first.fence + 1
+    with pytest.raises(LockLost):
+        locks.renew(first)
+    with pytest.raises(LockBusy):
+        locks.acquire("stream#x", "child-3", "another run")

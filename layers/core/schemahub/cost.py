@@ -31,7 +31,7 @@ GLUE_REQUEST = 1e-6
 ATHENA_TB = 5.0
 ATHENA_MINIMUM_BYTES = 10 * 10**6
 
-SMALL_GB = 0.25
+SMALL_GB = 0.5
 """Memory of the functions that only look and decide (open_run, lock, plan_stream, ...)."""
 FETCH_GB = 0.5
 TRANSFORM_GB = 1.75

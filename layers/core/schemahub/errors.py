@@ -83,7 +83,7 @@ class BadProductId(BadInput):
 
 
 class BadMapping(BadInput):
-    remedy = "Correct the mapping file; mappings/mapping.schema.json describes every key."
+    remedy = "Correct the mapping file; docs/adding-an-exchange.md describes every key."
 
 
 class BadStateInput(BadInput):

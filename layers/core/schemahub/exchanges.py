@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
@@ -312,8 +313,8 @@ def _ts_us(value: Any, mapping: Mapping) -> int | None:
     """The trade's time, as far as planning needs it; the transform judges it strictly."""
     try:
         if mapping.fields.ts_type == "epoch":
-            return int(value) * 1_000_000 // UNITS_PER_SECOND[mapping.fields.ts_unit or "ms"]
+            return int(Decimal(str(value)) * 1_000_000 / UNITS_PER_SECOND[mapping.fields.ts_unit or "ms"])
         when = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
         return int(when.replace(tzinfo=when.tzinfo or UTC).timestamp() * 1_000_000)
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, ArithmeticError):
         return None

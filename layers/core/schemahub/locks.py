@@ -11,6 +11,7 @@ expiry by wall clock, with ``skew_ms`` of allowance, is enough, and why an expir
     acquire, the item being …            becomes
     absent, or without an owner          mine, fence + 1
     another's, expired beyond the skew   mine, fence + 1
+    another's, of my own run             mine, fence + 1 (the run's second pass over what failed in its first)
     another's, live                      LockBusy
     mine, of an older attempt            mine, fence + 1 (what the old attempt still does is a zombie's)
     mine, of this attempt                mine, the same fence (the answer had been lost, or the task runs again)
@@ -74,7 +75,8 @@ class Locks:
             self._table, {"lock_id": lock_id},
             "SET #owner = :me, #run = :run, #attempt = :attempt, #until = :until, #since = :now, "
             "#fence = if_not_exists(#fence, :zero) + :one",
-            f"{_SOUND} AND ({_FREE} OR (#owner <> :me AND #until < :dead) OR (#owner = :me AND #attempt < :attempt))",
+            f"{_SOUND} AND ({_FREE} OR (#owner <> :me AND (#until < :dead OR #run = :run)) "
+            "OR (#owner = :me AND #attempt < :attempt))",
             {":me": owner, ":run": run, ":attempt": attempt, ":until": now + self._lease_ms, ":now": now, ":zero": 0,
              ":one": 1, ":dead": now - self._skew_ms, ":number": "N"},
             _ALL_NAMES)
