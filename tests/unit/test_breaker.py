@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -189,6 +190,18 @@ def test_a_success_between_the_fifth_failure_and_the_opening_keeps_it_closed(wor
     other.report(permit, ok=True)
     breaker._open(fifth)
     worker().before()
+
+
+def test_two_workers_that_counted_the_fifth_failure_open_it_once(worker, clock):
+    breaker, other = worker(), worker()
+    fail(breaker, 4)
+    fifth = replace(other._current(), failures=5)
+    fail(breaker)
+    clock.advance(5)
+    probe = breaker.before()
+    other._open(fifth)
+    breaker.report(probe, ok=True)
+    assert not worker().before().probe
 
 
 def test_the_winner_of_the_probe_knows_it_when_the_answer_was_lost(worker, table, clock):
