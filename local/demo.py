@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 
 from local import bring_up, ministack, sim_process, stack
@@ -97,6 +98,10 @@ def main(arguments: list[str] | None = None) -> int:
         return run(options, say)
     except (SchemaHubError, stack.StackError, sim_process.SimulatorError) as error:
         err.print(f"[bold red]{type(error).__name__}[/]  {error}", soft_wrap=True)
+        return 1
+    except (BotoCoreError, ClientError) as error:
+        err.print(f"[bold red]{type(error).__name__}[/]  {error}", soft_wrap=True)
+        err.print("[dim]→[/] The embedded AWS does not answer; the same command starts it again and goes on from here.")
         return 1
     except KeyboardInterrupt:
         err.print("interrupted; the same command goes on from here")

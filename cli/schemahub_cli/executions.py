@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from schemahub import SCHEMA_VERSION
+from schemahub_cli.output import StackUnreachable
 from schemahub_cli.target import Target
 
 RUNNING = "RUNNING"
@@ -77,6 +78,9 @@ def start(target: Target, machine_arn: str, **keys: Any) -> str:
 def describe(target: Target, arn: str) -> Execution:
     """The execution as it is now."""
     seen = target.client("stepfunctions").describe_execution(executionArn=arn)
+    if "status" not in seen:
+        # What an embedded AWS says that is being stopped at this moment.
+        raise StackUnreachable(f"{target.stack} does not answer with an execution any more")
     return Execution(
         arn,
         seen["status"],

@@ -303,3 +303,10 @@ def test_executions_know_how_long_they_took(states: FakeStates, stack: SimpleNam
 def test_time_and_money_read_well() -> None:
     assert [clock(s) for s in (0.4, 59, 61, 3725)] == ["0 s", "59 s", "1:01", "1:02:05"]
     assert [dollars(d) for d in (0.00421, 12.3)] == ["$0.0042", "$12.30"]
+
+
+def test_a_stack_that_dies_while_it_is_followed_is_exit_code_3(stack: SimpleNamespace, states: FakeStates) -> None:
+    states.describe_execution = lambda executionArn: {}  # type: ignore[method-assign]
+    result = RUNNER.invoke(app, ["run", "--json"])
+    assert result.exit_code == 3
+    assert "StackUnreachable" in result.output

@@ -93,8 +93,8 @@ def begin(say: Say, where: Target, machine: str, **keys: Any) -> tuple[str, bool
     if arn := executions.find_running(where, machine):
         say.line(f"joining the execution that is running already: [cyan]{arn.rsplit(':', 1)[1]}[/]")
         return arn, True
-    for lock in locks.release_dead(where):
-        say.line(f"[yellow]the lock {lock} of a run that has ended was released[/]")
+    if released := locks.release_dead(where):
+        say.line(f"[yellow]{len(released)} locks of runs that ended without releasing them were released[/]")
     arn = executions.start(where, machine, **{k: v for k, v in keys.items() if v})
     say.line(f"started [cyan]{arn.rsplit(':', 1)[1]}[/] on {where.where}")
     return arn, False
