@@ -203,7 +203,7 @@ class TransformError(SchemaHubError):
 
 
 class QuarantineExceeded(TransformError):
-    remedy = "The rows lie in quarantine/ with reasons. Correct the mapping, or raise its contract.quarantine_max_share."
+    remedy = "The rows lie in quarantine/ with reasons. Correct the mapping or raise its contract.quarantine_max_share."
 
 
 class UnmappedField(TransformError):

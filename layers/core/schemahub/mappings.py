@@ -108,12 +108,18 @@ class Mapping:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without aliases (a few lines can unfold to gigabytes) and without duplicate keys."""
+    """Safe YAML without aliases (a few lines can unfold to gigabytes), duplicate keys and control characters."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases are not allowed")
         return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if not str(value).isprintable():  # "$" of a pattern would let a final line break through
+            raise yaml.YAMLError(f"{str(value)[:40]!r} holds a control character")
+        return value
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
