@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +24,7 @@ def held(intervals: list[tuple[int, int]]) -> set[int]:
 def test_merge_keeps_each_position_in_disjoint_runs_that_do_not_touch(intervals: list[tuple[int, int]]) -> None:
     merged = merge(intervals)
     assert held([tuple(i) for i in merged]) == held(intervals)
-    assert all(a.last + 1 < b.first for a, b in zip(merged, merged[1:], strict=False))
+    assert all(a.last + 1 < b.first for a, b in itertools.pairwise(merged))
     assert merge(merged) == merged
 
 
@@ -51,7 +53,7 @@ def test_a_cut_tiles_its_range_on_a_fixed_grid(first: int, length: int, size: in
     chunks = plan.cut(first, last, size)
     assert chunks[0].first == first
     assert chunks[-1].last == last
-    assert all(a.last + 1 == b.first for a, b in zip(chunks, chunks[1:], strict=False))
+    assert all(a.last + 1 == b.first for a, b in itertools.pairwise(chunks))
     assert all(c.size <= size for c in chunks)
     assert all(c.first % size == 0 for c in chunks[1:]), "cuts lie at the multiples of the size"
 
@@ -90,7 +92,7 @@ def test_the_continuous_prefix_is_the_longest_run_after_the_base(first: int, len
 @given(st.lists(st.tuples(positions, positions)))
 def test_a_chunk_list_survives_only_when_it_is_ordered(pairs: list[tuple[int, int]]) -> None:
     chunks = [Chunk(min(p), max(p)) for p in pairs]
-    ordered = all(a.last < b.first for a, b in zip(chunks, chunks[1:], strict=False))
+    ordered = all(a.last < b.first for a, b in itertools.pairwise(chunks))
     try:
         back = plan.from_jsonl(plan.to_jsonl(chunks))
     except plan.BadStateInput:
