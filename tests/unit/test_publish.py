@@ -220,6 +220,11 @@ def test_a_refusal_of_us_is_final(lake: Lake, saboteur: Saboteur) -> None:
 
 
 def test_the_pointer_is_moved_by_a_client_that_never_repeats(lake: Lake) -> None:
+    called: list[str] = []
+    for name, client in (("once", lake.catalog._once), ("often", lake.catalog.glue)):
+        client.meta.events.register("before-call.glue.UpdateTable", lambda name=name, **_: called.append(name))
+    lake.publish(lake.transform(lake.commit(1, 10)))
+    assert called == ["once"]
     assert lake.catalog._once.meta.config.retries["total_max_attempts"] == 1
     assert lake.table().properties["commit.retry.num-retries"] == "0"
 
@@ -322,3 +327,25 @@ def test_batches_of_other_segments_have_other_names(lake: Lake) -> None:
     one, two = lake.commit(1, 10), lake.commit(11, 20)
     assert Batch.of([one]).batch_id == Batch.of([one]).batch_id
     assert len({Batch.of(g).batch_id for g in ([one], [two], [one, two], [replace(one, commit_id="x")])}) == 4
+
+
+def test_a_newer_version_whose_writer_cleaned_up_is_passed_over(lake: Lake) -> None:
+    lake.publish(lake.transform(lake.commit(1, 10)))
+    right = lake.table().metadata_location
+    body = lake.objects.get(right.removeprefix(f"s3://{BUCKET}/")) or b""
+    refused = body.replace(b"/snap-", b"/gone-")
+    assert refused != body
+    lake.objects.put("schemahub/unified_trades/metadata/00009-refused.metadata.json", refused)
+    forget(lake)
+    assert lake.table().metadata_location == right
+
+
+def test_what_is_published_is_known_without_making_or_restoring_a_table(lake: Lake) -> None:
+    known = lambda: catalog.published_so_far(lake.catalog, lake.objects, DATABASE, "unified_trades")  # noqa: E731
+    assert known() == {}
+    assert not lake.session.client("glue").get_tables(DatabaseName=DATABASE)["TableList"]
+    lake.publish(lake.transform(lake.commit(1, 10)))
+    assert known() == {BTC: [Interval(1, 10)]}
+    forget(lake)
+    assert known() == {BTC: [Interval(1, 10)]}
+    assert not lake.session.client("glue").get_tables(DatabaseName=DATABASE)["TableList"]
