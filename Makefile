@@ -55,7 +55,7 @@ lock: $(VENV)/.stamp ## Resolve requirements*.in again into the lock files
 		requirements-aws.in -o requirements-aws.lock
 
 clean: ## Stop the local stack; remove its data, builds and caches (keeps the environments)
-	@if [ -x $(BIN)/python ]; then $(BIN)/python -m local.stack down; fi
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m schemahub_cli local down; fi
 	rm -rf .schemahub .aws-sam build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis node_modules
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 

@@ -58,8 +58,8 @@ def running(home: Path) -> int | None:
     return None
 
 
-def start(home: Path, port: int) -> bool:
-    """Make the simulator run on ``port``; False if it did already.
+def start(home: Path, port: int, config: Path | None = None) -> bool:
+    """Make the simulator run on ``port``, in the world of ``config``; False if it did already.
 
     Raises:
         SimulatorError: another program has the port, or the simulator ended.
@@ -73,7 +73,7 @@ def start(home: Path, port: int) -> bool:
         raise SimulatorError(f"another simulator answers on port {port}: stop it, or set SCHEMAHUB_SIM_PORT")
     with log_path(home).open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "local.exchange_sim", "--port", str(port)],
+            [sys.executable, "-m", "local.exchange_sim", "--port", str(port), *(["--config", config] if config else [])],
             cwd=REPOSITORY,
             stdin=subprocess.DEVNULL,
             stdout=log,

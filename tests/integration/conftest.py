@@ -18,6 +18,7 @@ from local import stack as local_stack
 from local.stack import Stack
 
 HERE = Path(__file__).parent
+RECORDINGS = ministack.REPOSITORY.parent / "shared" / "data"
 # Fast waits: retry delays and Wait states of the state machines take a tenth of their time.
 WAIT_SCALE = 0.1
 
@@ -68,11 +69,23 @@ class Simulator:
         return json.loads(content) if content else None
 
 
+def recordings() -> list[dict[str, str]]:
+    """What of the recorded data is here, as the simulator's configuration names it."""
+    binance, coinbase = RECORDINGS / "binance/XRPETH-aggTrades.jsonl.gz", RECORDINGS / "coinbase/websocket-matches.jsonl"
+    found = [{"exchange": "binance", "product": "XRPETH", "path": str(binance)}] if binance.exists() else []
+    if coinbase.exists():
+        products = sorted({json.loads(line)["product_id"] for line in coinbase.read_text().splitlines()})
+        found += [{"exchange": "coinbase", "product": p, "path": str(coinbase)} for p in products]
+    return found
+
+
 @pytest.fixture(scope="session")
 def simulator_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
     home = tmp_path_factory.mktemp("simulator")
     port = ministack.free_port()
-    sim_process.start(home, port)
+    world = home / "world.json"
+    world.write_text(json.dumps({"recordings": recordings()}))
+    sim_process.start(home, port, world)
     yield Simulator(port)
     sim_process.stop(home)
 
@@ -101,6 +114,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory, simulator_process: Simulator
         auth=auth,
         endpoints=simulator_process.endpoints,
         wait_scale=WAIT_SCALE,
+        # Back to the beginning, as the recordings are from 2019 and 2021; the cap keeps generated streams short.
+        parameters={"ColdStartHours": "200000", "ColdStartTrades": "13000"},
         progress=lambda message: print(message, file=sys.stderr),
     )
     local_stack.down(home)

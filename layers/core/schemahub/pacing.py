@@ -1,4 +1,8 @@
-"""An exchange behind the shared bucket and the shared breaker: slot, then breaker, then exactly one request."""
+"""An exchange behind the shared bucket and the shared breaker: a slot, leave, then exactly one request.
+
+The breaker is waited for before the slot is taken: slots that grew stale behind an open breaker would all be sent at
+once when it closes.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +55,8 @@ class PacedExchange:
         return self._paced("products", 1, self.exchange.products)
 
     def _paced(self, kind: str, expected: int, send: Callable[[], Result]) -> Result:
-        self.throttle.wait(kind, expected)
         try:
-            with self.breaker.guard(MAX_BREAKER_WAIT_S):
+            with self.breaker.guard(MAX_BREAKER_WAIT_S, slot=lambda: self.throttle.wait(kind, expected)):
                 return send()
         except RateLimited as error:
             self.throttle.penalise(error.retry_after_s)
