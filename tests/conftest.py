@@ -35,13 +35,16 @@ def create_tables(session: boto3.Session, stage: str = "test") -> dict[str, str]
         if index:
             extra["GlobalSecondaryIndexes"] = [{
                 "IndexName": "pending", "Projection": {"ProjectionType": "ALL"},
-                "KeySchema": [{"AttributeName": a, "KeyType": k} for a, k in zip(index, ("HASH", "RANGE"), strict=True)]}]
+                "KeySchema": [{"AttributeName": a, "KeyType": k}
+                              for a, k in zip(index, ("HASH", "RANGE"), strict=True)]}]
         client.create_table(
-            TableName=full, BillingMode="PAY_PER_REQUEST", KeySchema=[{"AttributeName": a, "KeyType": k} for a, k in kinds],
+            TableName=full, BillingMode="PAY_PER_REQUEST",
+            KeySchema=[{"AttributeName": a, "KeyType": k} for a, k in kinds],
             AttributeDefinitions=[{"AttributeName": a, "AttributeType": "S"} for a in keys + (index or [])], **extra)
         return full
 
-    return {"locks": table("locks", ["lock_id"]), "streams": table("streams", ["stream", "item"], ["pending", "pending_key"]),
+    return {"locks": table("locks", ["lock_id"]),
+            "streams": table("streams", ["stream", "item"], ["pending", "pending_key"]),
             "throttle": table("throttle", ["exchange"])}
 
 

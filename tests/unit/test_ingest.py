@@ -65,7 +65,7 @@ def assert_sound(world: World, stream: Stream = STREAM, id_field: str = "trade_i
 
 
 @pytest.mark.parametrize(("stream", "id_field"), [(STREAM, "trade_id"), (BINANCE, "a")])
-def test_a_first_run_holds_every_trade_of_its_range(world: World, server: Server, stream: Stream, id_field: str) -> None:
+def test_a_first_run_holds_every_trade_of_its_range(world: World, stream: Stream, id_field: str) -> None:
     assert world.ingest(stream)["status"] == "covered"
     assert_sound(world, stream, id_field)
     mark = world.deps.ledger.watermark(stream)
@@ -185,7 +185,8 @@ def test_ids_that_the_exchange_never_issued_are_recorded_absent(world: World, se
     lock = world.acquire(base)
     plan = world.call(ingest.plan_stream, events.PlanStep, {**base, "lock": lock})
     first = world.chunks(plan["chunks_key"])[0]["first"]
-    fault(server, kind="missing_forever", exchange="coinbase", product="BTC-USD", match={"ids": [first + 10, first + 12]})
+    fault(server, kind="missing_forever", exchange="coinbase", product="BTC-USD",
+          match={"ids": [first + 10, first + 12]})
     world.fetch_and_commit(base, lock, plan)
     segment = next(iter(world.deps.ledger.segments(STREAM)))
     assert segment.absent == ((first + 10, first + 12, "exchange_skipped"),)
@@ -193,8 +194,10 @@ def test_ids_that_the_exchange_never_issued_are_recorded_absent(world: World, se
 
 
 def test_a_first_run_of_a_recording_begins_at_its_first_trade(aws: boto3.Session, recorded: Any) -> None:
-    with running({**FAST, "recordings": [{"exchange": "binance", "product": "XRPETH", "path": str(recorded)}]}) as server:
-        world = make_world(aws, server.url, Hurried(), cold_start_hours=100_000, cold_start_trades=10**9, chunk_pages=10)
+    recording = {"exchange": "binance", "product": "XRPETH", "path": str(recorded)}
+    with running({**FAST, "recordings": [recording]}) as server:
+        world = make_world(aws, server.url, Hurried(), cold_start_hours=100_000, cold_start_trades=10**9,
+                           chunk_pages=10)
         world.ingest(Stream("binance", "XRP-ETH"))
         mark = world.deps.ledger.watermark(Stream("binance", "XRP-ETH"))
         assert (mark.low, mark.high) == (13519807, 13532283)

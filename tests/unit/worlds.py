@@ -62,7 +62,8 @@ class World:
         return self.call(ingest.fetch_step, events.FetchStep,
                          {"run": base["run"], "stream": base["stream"], "lock": lock, "chunk": chunk})
 
-    def commit(self, base: dict[str, Any], lock: dict[str, Any], plan: dict[str, Any], final: bool = False) -> dict[str, Any]:
+    def commit(self, base: dict[str, Any], lock: dict[str, Any], plan: dict[str, Any],
+               final: bool = False) -> dict[str, Any]:
         return self.call(ingest.commit_step, events.CommitStep, {**base, "lock": lock, "plan": plan, "final": final})
 
     def fetch_and_commit(self, base: dict[str, Any], lock: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
@@ -86,8 +87,9 @@ def make_world(session: boto3.Session, url: str, clock: Any = None, **settings: 
     """Tables, a bucket and adapters that talk to the simulator at ``url``."""
     tables = create_tables(session)
     session.client("s3").create_bucket(Bucket=BUCKET)
-    values: dict[str, Any] = dict(
-        bucket=BUCKET, locks_table=tables["locks"], streams_table=tables["streams"], throttle_table=tables["throttle"],
-        database="schemahub_test", cold_start_hours=3.0, cold_start_trades=20_000, chunk_pages=2,
-        endpoints={"coinbase": f"{url}/coinbase", "binance": f"{url}/binance"})
+    values: dict[str, Any] = {
+        "bucket": BUCKET, "locks_table": tables["locks"], "streams_table": tables["streams"],
+        "throttle_table": tables["throttle"], "database": "schemahub_test", "cold_start_hours": 3.0,
+        "cold_start_trades": 20_000, "chunk_pages": 2,
+        "endpoints": {"coinbase": f"{url}/coinbase", "binance": f"{url}/binance"}}
     return World(build(Settings(**{**values, **settings}), session=session, clock=clock))
