@@ -68,9 +68,11 @@ def naive(table: Counted, clock: SystemClock) -> int:
         tat = max(now, int(seen)) + BUCKET.interval_us(1)
         try:
             table.update_item(
-                Key={"exchange": BUCKET.exchange}, UpdateExpression="SET tat_us = :tat",
+                Key={"exchange": BUCKET.exchange},
+                UpdateExpression="SET tat_us = :tat",
                 ConditionExpression="attribute_not_exists(tat_us) OR tat_us = :seen",
-                ExpressionAttributeValues={":tat": tat, ":seen": seen})
+                ExpressionAttributeValues={":tat": tat, ":seen": seen},
+            )
         except ClientError as error:
             if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
                 raise
@@ -119,9 +121,15 @@ def measure(kind: str, batch: int, threads: int, requests: int, table: Counted) 
     ahead = [slot for slot in slots if slot > min(slots) + BUCKET.tolerance_us]
     assert len(slots) >= threads * requests, "a thread died"
     assert len(ahead) == len(set(ahead)), "a slot was given twice"
-    return {"way": kind, "batch": batch, "slots": len(slots), "slots_per_s": round(len(slots) / elapsed),
-            "writes_per_slot": round(table.writes / len(slots), 3),
-            "reads_per_slot": round(table.reads / len(slots), 3), "worst_wait_ms": round(1000 * max(waits))}
+    return {
+        "way": kind,
+        "batch": batch,
+        "slots": len(slots),
+        "slots_per_s": round(len(slots) / elapsed),
+        "writes_per_slot": round(table.writes / len(slots), 3),
+        "reads_per_slot": round(table.reads / len(slots), 3),
+        "worst_wait_ms": round(1000 * max(waits)),
+    }
 
 
 def open_table(endpoint: str | None, threads: int, stack: ExitStack) -> Any:
@@ -129,12 +137,15 @@ def open_table(endpoint: str | None, threads: int, stack: ExitStack) -> Any:
         stack.enter_context(mock_aws())
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         os.environ.setdefault(name, "test")
-    dynamodb = boto3.resource("dynamodb", endpoint_url=endpoint, region_name="us-east-1",
-                              config=Config(max_pool_connections=threads))
+    dynamodb = boto3.resource(
+        "dynamodb", endpoint_url=endpoint, region_name="us-east-1", config=Config(max_pool_connections=threads)
+    )
     table = dynamodb.create_table(
-        TableName=f"{TABLE}-{os.getpid()}", BillingMode="PAY_PER_REQUEST",
+        TableName=f"{TABLE}-{os.getpid()}",
+        BillingMode="PAY_PER_REQUEST",
         KeySchema=[{"AttributeName": "exchange", "KeyType": "HASH"}],
-        AttributeDefinitions=[{"AttributeName": "exchange", "AttributeType": "S"}])
+        AttributeDefinitions=[{"AttributeName": "exchange", "AttributeType": "S"}],
+    )
     table.wait_until_exists()
     stack.callback(table.delete)
     return table
@@ -161,8 +172,10 @@ def main() -> None:
         return
     print(f"{'way':8}{'batch':>6}{'slots/s':>10}{'writes/slot':>13}{'reads/slot':>12}{'worst wait':>13}")
     for r in results:
-        print(f"{r['way']:8}{r['batch']:>6}{r['slots_per_s']:>10}{r['writes_per_slot']:>13}"
-              f"{r['reads_per_slot']:>12}{r['worst_wait_ms']:>10} ms")
+        print(
+            f"{r['way']:8}{r['batch']:>6}{r['slots_per_s']:>10}{r['writes_per_slot']:>13}"
+            f"{r['reads_per_slot']:>12}{r['worst_wait_ms']:>10} ms"
+        )
 
 
 if __name__ == "__main__":

@@ -73,7 +73,14 @@ def start(home: Path, port: int, config: Path | None = None) -> bool:
         raise SimulatorError(f"another simulator answers on port {port}: stop it, or set SCHEMAHUB_SIM_PORT")
     with log_path(home).open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "local.exchange_sim", "--port", str(port), *(["--config", config] if config else [])],
+            [
+                sys.executable,
+                "-m",
+                "local.exchange_sim",
+                "--port",
+                str(port),
+                *(["--config", str(config)] if config else []),
+            ],
             cwd=REPOSITORY,
             stdin=subprocess.DEVNULL,
             stdout=log,

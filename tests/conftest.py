@@ -16,8 +16,12 @@ REGION = "us-east-1"
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[boto3.Session]:
     """An empty account in this process."""
-    for name, value in {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing",
-                        "AWS_DEFAULT_REGION": REGION, "POWERTOOLS_TRACE_DISABLED": "true"}.items():
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": REGION,
+        "POWERTOOLS_TRACE_DISABLED": "true",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     with mock_aws():
@@ -33,19 +37,29 @@ def create_tables(session: boto3.Session, stage: str = "test") -> dict[str, str]
         kinds = zip(keys, ("HASH", "RANGE"), strict=False)
         extra: dict[str, Any] = {}
         if index:
-            extra["GlobalSecondaryIndexes"] = [{
-                "IndexName": "pending", "Projection": {"ProjectionType": "ALL"},
-                "KeySchema": [{"AttributeName": a, "KeyType": k}
-                              for a, k in zip(index, ("HASH", "RANGE"), strict=True)]}]
+            extra["GlobalSecondaryIndexes"] = [
+                {
+                    "IndexName": "pending",
+                    "Projection": {"ProjectionType": "ALL"},
+                    "KeySchema": [
+                        {"AttributeName": a, "KeyType": k} for a, k in zip(index, ("HASH", "RANGE"), strict=True)
+                    ],
+                }
+            ]
         client.create_table(
-            TableName=full, BillingMode="PAY_PER_REQUEST",
+            TableName=full,
+            BillingMode="PAY_PER_REQUEST",
             KeySchema=[{"AttributeName": a, "KeyType": k} for a, k in kinds],
-            AttributeDefinitions=[{"AttributeName": a, "AttributeType": "S"} for a in keys + (index or [])], **extra)
+            AttributeDefinitions=[{"AttributeName": a, "AttributeType": "S"} for a in keys + (index or [])],
+            **extra,
+        )
         return full
 
-    return {"locks": table("locks", ["lock_id"]),
-            "streams": table("streams", ["stream", "item"], ["pending", "pending_key"]),
-            "throttle": table("throttle", ["exchange"])}
+    return {
+        "locks": table("locks", ["lock_id"]),
+        "streams": table("streams", ["stream", "item"], ["pending", "pending_key"]),
+        "throttle": table("throttle", ["exchange"]),
+    }
 
 
 @pytest.fixture

@@ -71,7 +71,10 @@ class Simulator:
 
 def recordings() -> list[dict[str, str]]:
     """What of the recorded data is here, as the simulator's configuration names it."""
-    binance, coinbase = RECORDINGS / "binance/XRPETH-aggTrades.jsonl.gz", RECORDINGS / "coinbase/websocket-matches.jsonl"
+    binance, coinbase = (
+        RECORDINGS / "binance/XRPETH-aggTrades.jsonl.gz",
+        RECORDINGS / "coinbase/websocket-matches.jsonl",
+    )
     found = [{"exchange": "binance", "product": "XRPETH", "path": str(binance)}] if binance.exists() else []
     if coinbase.exists():
         products = sorted({json.loads(line)["product_id"] for line in coinbase.read_text().splitlines()})

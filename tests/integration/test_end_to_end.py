@@ -1,7 +1,7 @@
-"""The deployed template from exchange to table: the same ASL, the same built Lambdas, real input compared field by field.
+"""The deployed template from exchange to table: the same ASL, the same built Lambdas, every field compared.
 
-Rows of the table are compared with the exchange itself: with the simulator's oracle for generated trades, with ccxt's own
-normalisation for recorded ones.
+Rows of the table are compared with the exchange itself: with the simulator's oracle for generated trades, with ccxt's
+own normalisation for recorded ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ RECORDED = Stream("binance", "XRP-ETH")
 def run(stack: Stack, machine: str = "IngestStateMachineArn", *, timeout_s: float = 240, **keys: Any) -> dict[str, Any]:
     """One execution to its end."""
     client = stack.client("stepfunctions")
-    arn = client.start_execution(stateMachineArn=stack.outputs[machine], input=json.dumps({"schema_version": 1, **keys}))
+    arn = client.start_execution(
+        stateMachineArn=stack.outputs[machine], input=json.dumps({"schema_version": 1, **keys})
+    )
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         described = client.describe_execution(executionArn=arn["executionArn"])
@@ -49,16 +51,22 @@ def ingest(stack: Stack, *streams: Stream) -> dict[str, Any]:
 
 
 def session_of(stack: Stack) -> boto3.Session:
-    session = boto3.Session(stack.env["AWS_ACCESS_KEY_ID"], stack.env["AWS_SECRET_ACCESS_KEY"], region_name=stack.region)
+    session = boto3.Session(
+        stack.env["AWS_ACCESS_KEY_ID"], stack.env["AWS_SECRET_ACCESS_KEY"], region_name=stack.region
+    )
     plain = session.client
     session.client = lambda *a, **k: plain(*a, **{"endpoint_url": stack.endpoint, **k})  # type: ignore[method-assign]
     return session
 
 
 def ledger_of(stack: Stack) -> Ledger:
-    table = boto3.resource("dynamodb", endpoint_url=stack.endpoint, region_name=stack.region,
-                           aws_access_key_id=stack.env["AWS_ACCESS_KEY_ID"],
-                           aws_secret_access_key=stack.env["AWS_SECRET_ACCESS_KEY"]).Table(stack.outputs["StreamsTableName"])
+    table = boto3.resource(
+        "dynamodb",
+        endpoint_url=stack.endpoint,
+        region_name=stack.region,
+        aws_access_key_id=stack.env["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=stack.env["AWS_SECRET_ACCESS_KEY"],
+    ).Table(stack.outputs["StreamsTableName"])
     return Ledger(table, stack.client("dynamodb"))
 
 
@@ -67,9 +75,15 @@ def table_rows(stack: Stack, stream: Stream) -> list[tuple[Any, ...]]:
     session = session_of(stack)
     objects = ObjectStore(stack.bucket, stack.client("s3"))
     table = load_table(LakeCatalog(session), objects, stack.outputs["GlueDatabaseName"], "unified_trades")
-    return connect(session, table).execute(
-        "SELECT CAST(trade_id AS BIGINT), side, price, quantity, epoch_us(trade_ts) FROM trades "
-        "WHERE exchange = ? AND symbol = ? ORDER BY 1", [stream.exchange.upper(), stream.product]).fetchall()
+    return (
+        connect(session, table)
+        .execute(
+            "SELECT CAST(trade_id AS BIGINT), side, price, quantity, epoch_us(trade_ts) FROM trades "
+            "WHERE exchange = ? AND symbol = ? ORDER BY 1",
+            [stream.exchange.upper(), stream.product],
+        )
+        .fetchall()
+    )
 
 
 def oracle(simulator: Simulator, stream: Stream, first: int, last: int) -> list[tuple[Any, ...]]:
@@ -79,8 +93,16 @@ def oracle(simulator: Simulator, stream: Stream, first: int, last: int) -> list[
     with urllib.request.urlopen(url, timeout=60) as answer:
         trades = json.load(answer)
     if stream.exchange == "coinbase":
-        return [(t["trade_id"], {"buy": "SELL", "sell": "BUY"}[t["side"]], float(t["price"]), float(t["size"]),
-                 micros(t["time"])) for t in trades]
+        return [
+            (
+                t["trade_id"],
+                {"buy": "SELL", "sell": "BUY"}[t["side"]],
+                float(t["price"]),
+                float(t["size"]),
+                micros(t["time"]),
+            )
+            for t in trades
+        ]
     return [(t["a"], "SELL" if t["m"] else "BUY", float(t["p"]), float(t["q"]), t["T"] * 1000) for t in trades]
 
 
@@ -119,8 +141,10 @@ def test_recorded_binance_trades_equal_ccxt_field_by_field(stack: Stack, simulat
         pytest.skip(f"{oracle_file} is not here")
     ingest(stack, RECORDED)
     with gzip.open(oracle_file, "rt") as lines:
-        expected = [(int(t["id"]), t["side"].upper(), t["price"], t["amount"], t["timestamp"] * 1000)
-                    for t in map(json.loads, lines)]
+        expected = [
+            (int(t["id"]), t["side"].upper(), t["price"], t["amount"], t["timestamp"] * 1000)
+            for t in map(json.loads, lines)
+        ]
     assert len(expected) == 12_477
     assert table_rows(stack, RECORDED) == expected
 
@@ -133,18 +157,32 @@ def test_recorded_coinbase_trades_come_out_with_the_takers_side(stack: Stack, si
     products = sorted({m["product_id"] for m in matches})
     ingest(stack, *(Stream("coinbase", p) for p in products))
     for product in products:
-        expected = sorted({(m["trade_id"], {"buy": "SELL", "sell": "BUY"}[m["side"]], float(m["price"]), float(m["size"]),
-                            micros(m["time"])) for m in matches if m["product_id"] == product})
+        expected = sorted(
+            {
+                (
+                    m["trade_id"],
+                    {"buy": "SELL", "sell": "BUY"}[m["side"]],
+                    float(m["price"]),
+                    float(m["size"]),
+                    micros(m["time"]),
+                )
+                for m in matches
+                if m["product_id"] == product
+            }
+        )
         assert table_rows(stack, Stream("coinbase", product)) == expected
 
 
-@pytest.mark.parametrize(("products", "error"), [
-    (["coinbase:NOPE-USD"], "UnknownProduct"),
-    (["coinbase:../x"], "BadProductId"),
-    (["coinbase:BTC USD"], "BadProductId"),
-    (["coinbase:" + "A" * 300], "BadProductId"),
-    (["nowhere:BTC-USD"], "UnknownExchange"),
-])
+@pytest.mark.parametrize(
+    ("products", "error"),
+    [
+        (["coinbase:NOPE-USD"], "UnknownProduct"),
+        (["coinbase:../x"], "BadProductId"),
+        (["coinbase:BTC USD"], "BadProductId"),
+        (["coinbase:" + "A" * 300], "BadProductId"),
+        (["nowhere:BTC-USD"], "UnknownExchange"),
+    ],
+)
 def test_bad_input_ends_in_a_named_error_with_nothing_committed(
     stack: Stack, simulator: Simulator, products: list[str], error: str
 ) -> None:
@@ -155,10 +193,13 @@ def test_bad_input_ends_in_a_named_error_with_nothing_committed(
         assert ledger_of(stack).watermark(Stream("coinbase", "NOPE-USD")) is None
 
 
-@pytest.mark.parametrize(("fault", "error"), [
-    ({"kind": "html_200", "match": {"on": "page"}}, "MalformedResponse"),
-    ({"kind": "empty_list", "match": {"on": "page"}}, "EmptyPage"),
-])
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ({"kind": "html_200", "match": {"on": "page"}}, "MalformedResponse"),
+        ({"kind": "empty_list", "match": {"on": "page"}}, "EmptyPage"),
+    ],
+)
 def test_a_hostile_exchange_fails_one_stream_and_leaves_the_others_whole(
     stack: Stack, simulator: Simulator, fault: dict[str, Any], error: str
 ) -> None:

@@ -34,8 +34,14 @@ def begin(home: Path, ports: dict[str, str], log: Path) -> subprocess.Popen[byte
     environment = {**os.environ, **ports, "SCHEMAHUB_HOME": str(home)}
     environment.pop("AUTH", None)
     with log.open("ab") as output:
-        return subprocess.Popen([sys.executable, "-m", "local.demo", *ARGUMENTS], cwd=ministack.REPOSITORY,
-                                env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        return subprocess.Popen(
+            [sys.executable, "-m", "local.demo", *ARGUMENTS],
+            cwd=ministack.REPOSITORY,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
 
 
 def wait_for(what: Any, process: subprocess.Popen[bytes], log: Path) -> None:

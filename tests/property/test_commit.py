@@ -18,10 +18,19 @@ from schemahub.streams import covers, overlapping
 from tests.unit.stores import STREAM, Stores, account, cancelled, lost, tiles
 
 FAULTS = [("after", lost()), ("before", lost()), ("before", cancelled("TransactionConflict"))]
-steps = st.lists(st.tuples(
-    st.sampled_from(["commit", "commit", "commit", "commit", "acquire", "expire", "replay", "publish", "mirror"]),
-    st.sampled_from(["ann", "bob"]), st.sampled_from([0, 0, 0, 1, 5]), st.integers(1, 25), st.sampled_from([7, 10]),
-    st.sampled_from("ab"), st.lists(st.sampled_from(FAULTS), max_size=2)), min_size=6, max_size=14)
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["commit", "commit", "commit", "commit", "acquire", "expire", "replay", "publish", "mirror"]),
+        st.sampled_from(["ann", "bob"]),
+        st.sampled_from([0, 0, 0, 1, 5]),
+        st.integers(1, 25),
+        st.sampled_from([7, 10]),
+        st.sampled_from("ab"),
+        st.lists(st.sampled_from(FAULTS), max_size=2),
+    ),
+    min_size=6,
+    max_size=14,
+)
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ LOW, HIGH = 100, 130
 
 
 def fetch(source: FakeSource) -> Fetched:
-    return fetch_chunk(source, STREAM, Chunk(LOW, HIGH), page_size=source.page_size, descending=source.descending,
-                       pause=source.pause)
+    return fetch_chunk(
+        source, STREAM, Chunk(LOW, HIGH), page_size=source.page_size, descending=source.descending, pause=source.pause
+    )
 
 
 def assert_exact(fetched: Fetched, source: FakeSource) -> None:
@@ -45,8 +46,22 @@ def test_an_honest_exchange_is_copied_exactly(source: FakeSource) -> None:
 @st.composite
 def spoiled(draw: Any) -> list[tuple[str, int]]:
     """What happens to the n-th answer: mostly nothing."""
-    kinds = ["", "", "", "short", "empty", "unordered", "repeated", "skip", "stray_below", "stray_above", "newest",
-             "oldest", "changed", "overlap"]
+    kinds = [
+        "",
+        "",
+        "",
+        "short",
+        "empty",
+        "unordered",
+        "repeated",
+        "skip",
+        "stray_below",
+        "stray_above",
+        "newest",
+        "oldest",
+        "changed",
+        "overlap",
+    ]
     return draw(st.lists(st.tuples(st.sampled_from(kinds), st.integers(0, 9)), max_size=6))
 
 
@@ -55,7 +70,7 @@ def spoil(kind: str, at: int, page: list[Row], source: FakeSource) -> list[Row]:
     cut = at % max(1, len(page))
     match kind:
         case "short":
-            return page[:cut + 1]
+            return page[: cut + 1]
         case "empty":
             return []
         case "unordered":
@@ -63,15 +78,15 @@ def spoil(kind: str, at: int, page: list[Row], source: FakeSource) -> list[Row]:
         case "repeated":
             return page + page[:cut]
         case "skip":
-            return page[:cut] + page[cut + 1:]
+            return page[:cut] + page[cut + 1 :]
         case "stray_below":
-            return [*page[:cut + 1], row(1)]
+            return [*page[: cut + 1], row(1)]
         case "stray_above":
-            return [*page[:cut + 1], row(10**9)]
+            return [*page[: cut + 1], row(10**9)]
         case "newest":
-            return [row(i) for i in ids[-source.page_size:]][::-1 if source.descending else 1]
+            return [row(i) for i in ids[-source.page_size :]][:: -1 if source.descending else 1]
         case "oldest":
-            return [row(i) for i in ids[:source.page_size]][::-1 if source.descending else 1]
+            return [row(i) for i in ids[: source.page_size]][:: -1 if source.descending else 1]
         case "changed":
             return page + [Row(r.id, r.ts_us, r.text + " ") for r in page[:1]]
         case "overlap":
@@ -80,8 +95,9 @@ def spoil(kind: str, at: int, page: list[Row], source: FakeSource) -> list[Row]:
 
 
 @given(honest_sources(), spoiled(), st.booleans())
-def test_a_sick_exchange_is_copied_exactly_or_refused_by_name(source: FakeSource, faults: list[tuple[str, int]],
-                                                              for_ever: bool) -> None:
+def test_a_sick_exchange_is_copied_exactly_or_refused_by_name(
+    source: FakeSource, faults: list[tuple[str, int]], for_ever: bool
+) -> None:
     skips = {"left": 1}
 
     def hook(asked: Asked, page: list[Row]) -> list[Row]:

@@ -133,8 +133,7 @@ class LockHistory(RuleBasedStateMachine):
             self.touched_ms = self.true.now_ms() if owned else self.touched_ms
 
     def _current(self, lease: Lease) -> bool:
-        return (self.holder is not None
-                and (self.holder.owner, self.holder.fence) == (lease.owner, lease.fence))
+        return self.holder is not None and (self.holder.owner, self.holder.fence) == (lease.owner, lease.fence)
 
     @invariant()
     def only_the_holder_would_pass_a_commit(self) -> None:

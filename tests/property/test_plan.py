@@ -33,7 +33,7 @@ class History:
 
     @property
     def page(self) -> list[Row]:
-        newest = self.rows[-self.page_size:]
+        newest = self.rows[-self.page_size :]
         return newest[::-1] if self.descending else newest
 
     def probe(self, position: int) -> Row | None:
@@ -68,7 +68,8 @@ def questions(draw: Any) -> tuple[History, int, int]:
 
 @given(questions())
 def test_a_first_run_begins_at_a_trade_close_to_the_target_and_above_the_floor(
-        question: tuple[History, int, int]) -> None:
+    question: tuple[History, int, int],
+) -> None:
     history, floor, target = question
     begin = history.begin(floor, target)
     rows = {r.id: r.ts_us or 0 for r in history.rows}
@@ -91,8 +92,9 @@ def test_probes_are_few_and_never_below_the_floor(question: tuple[History, int, 
 
 
 @given(questions(), st.sets(st.integers(0, 299)))
-def test_holes_in_the_history_change_nothing_but_the_tolerance(question: tuple[History, int, int],
-                                                               holes: set[int]) -> None:
+def test_holes_in_the_history_change_nothing_but_the_tolerance(
+    question: tuple[History, int, int], holes: set[int]
+) -> None:
     history, floor, target = question
     last = history.first + len(history.times) - 1
     history.skipped = frozenset(history.first + h for h in holes) - {last}
@@ -104,8 +106,12 @@ def test_holes_in_the_history_change_nothing_but_the_tolerance(question: tuple[H
     assert sum(exact <= i < begin for i in rows) <= max(1, history.page_size // 20)
 
 
-@given(st.lists(st.tuples(st.integers(1, 10**6), st.integers(0, 60)), min_size=1, max_size=40,
-                unique_by=lambda pair: pair[0]), st.integers(0, 30))
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 10**6), st.integers(0, 60)), min_size=1, max_size=40, unique_by=lambda pair: pair[0]
+    ),
+    st.integers(0, 30),
+)
 def test_no_young_trade_is_at_or_below_the_settled_head(ages: list[tuple[int, int]], settle_s: int) -> None:
     now = 1_700_000_000 * SECOND
     rows = [row(i, now - age * SECOND) for i, age in ages]

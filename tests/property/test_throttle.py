@@ -76,8 +76,10 @@ def run(exchange: str, seed: int, skews_ms: list[int], steps: int) -> tuple[Buck
                 worker.shared.penalise(rng.random() * 3)
             outcome = worker.shared.reserve(costs, rng.choice([0, 1000, 60_000]))
             if isinstance(outcome, GoAt):
-                granted += [(t - worker.skew_us, c, len(granted) + n)
-                            for n, (t, c) in enumerate(zip(outcome.times_us, costs, strict=True))]
+                granted += [
+                    (t - worker.skew_us, c, len(granted) + n)
+                    for n, (t, c) in enumerate(zip(outcome.times_us, costs, strict=True))
+                ]
             pause = rng.choice([0, 0, 0.01, 0.3, 2, 70])
             for each in workers:
                 each.clock.advance(pause)
@@ -130,8 +132,12 @@ def test_steady_traffic_uses_95_percent_of_the_published_limit(exchange):
     assert sent / ((clock.now_ms() - began) / 1000) >= 0.95 * limits.amount / limits.per_seconds
 
 
-@given(tat=st.integers(0, 10**9), now=st.integers(0, 10**9), tolerance=st.integers(1, 10**7),
-       steps=st.lists(st.integers(1, 10**6), min_size=1, max_size=12))
+@given(
+    tat=st.integers(0, 10**9),
+    now=st.integers(0, 10**9),
+    tolerance=st.integers(1, 10**7),
+    steps=st.lists(st.integers(1, 10**6), min_size=1, max_size=12),
+)
 def test_slots_of_a_batch_never_precede_the_clock_and_never_run_ahead_of_the_bucket(tat, now, tolerance, steps):
     after = max(tat, now) + sum(steps)
     times = slot_times(now, after, steps, tolerance)

@@ -59,11 +59,12 @@ def test_a_cut_tiles_its_range_on_a_fixed_grid(first: int, length: int, size: in
 
 
 @given(st.integers(0, 10**6), st.integers(0, 3_000), st.integers(0, 3_000), st.integers(5, 500), st.data())
-def test_a_later_plan_meets_the_chunks_of_an_earlier_one(first: int, length: int, more: int, size: int,
-                                                         data: st.DataObject) -> None:
+def test_a_later_plan_meets_the_chunks_of_an_earlier_one(
+    first: int, length: int, more: int, size: int, data: st.DataObject
+) -> None:
     """All but the last of the earlier plan, which ended at that time's head: their raw objects are found again."""
     earlier, later = plan.cut(first, first + length, size), plan.cut(first, first + length + more, size)
-    assert later[:len(earlier) - 1] == earlier[:-1]
+    assert later[: len(earlier) - 1] == earlier[:-1]
     committed = data.draw(st.sampled_from(earlier))
     resumed = plan.cut(committed.last + 1, first + length + more, size)
     if committed != earlier[-1]:
@@ -77,13 +78,14 @@ def test_a_limited_cut_is_the_beginning_of_the_whole_one(first: int, length: int
 
 
 @given(st.integers(0, 1_000), st.integers(0, 1_000), st.integers(10, 100), st.data())
-def test_the_continuous_prefix_is_the_longest_run_after_the_base(first: int, length: int, size: int,
-                                                                 data: st.DataObject) -> None:
+def test_the_continuous_prefix_is_the_longest_run_after_the_base(
+    first: int, length: int, size: int, data: st.DataObject
+) -> None:
     chunks = plan.cut(first, first + length, size)
     done = data.draw(st.sets(st.sampled_from(chunks)))
     order = data.draw(st.permutations(chunks))
     prefix = continuous_prefix(first - 1, order, done)
-    assert prefix == chunks[:len(prefix)]
+    assert prefix == chunks[: len(prefix)]
     assert set(prefix) <= done
     assert len(prefix) == len(chunks) or chunks[len(prefix)] not in done
     assert continuous_prefix(first - 2, order, done) == [], "a hole after the base stops everything"

@@ -27,9 +27,14 @@ NOW = 1_700_000_000_000
 
 def cancelled(*codes: str) -> ClientError:
     """TransactionCanceledException as DynamoDB words it: one reason an action."""
-    return ClientError({"Error": {"Code": "TransactionCanceledException", "Message": "cancelled"},
-                        "ResponseMetadata": {"HTTPStatusCode": 400},
-                        "CancellationReasons": [{"Code": code} for code in codes]}, "TransactWriteItems")
+    return ClientError(
+        {
+            "Error": {"Code": "TransactionCanceledException", "Message": "cancelled"},
+            "ResponseMetadata": {"HTTPStatusCode": 400},
+            "CancellationReasons": [{"Code": code} for code in codes],
+        },
+        "TransactWriteItems",
+    )
 
 
 def lost() -> ReadTimeoutError:
@@ -88,7 +93,6 @@ class Stores:
         mark = self.ledger.watermark(STREAM)
         return mark.high if mark else None
 
-
     def empty(self) -> Stores:
         """The same stores with nothing in them: making an account takes far longer than most tests."""
         for table in self.tables.values():
@@ -118,13 +122,24 @@ def make_stores(session: boto3.Session) -> Stores:
     dynamodb = session.resource("dynamodb")
     tables = {kind: dynamodb.Table(name) for kind, name in names.items()}
     clock, client = FakeClock(NOW), Faulty(session.client("dynamodb"))
-    return Stores(Ledger(tables["streams"], client), Locks(tables["locks"], clock), clock,
-                  ObjectStore(BUCKET, session.client("s3")), client, tables)
+    return Stores(
+        Ledger(tables["streams"], client),
+        Locks(tables["locks"], clock),
+        clock,
+        ObjectStore(BUCKET, session.client("s3")),
+        client,
+        tables,
+    )
 
 
 def segment(first: int, last: int, content: str = "a", stream: Stream = STREAM) -> Segment:
-    raw = RawObject(f"{stream.raw_prefix}{first:020d}_{last:020d}_{last - first + 1}.jsonl.zst", first, last,
-                    last - first + 1, content * 64)
+    raw = RawObject(
+        f"{stream.raw_prefix}{first:020d}_{last:020d}_{last - first + 1}.jsonl.zst",
+        first,
+        last,
+        last - first + 1,
+        content * 64,
+    )
     return segment_of(stream, raw, "run-1", "rest", NOW)
 
 

@@ -69,8 +69,11 @@ def test_a_lost_answer_of_an_applied_commit_is_recognised(stores: Stores, base: 
     assert stores.client.calls == 1, "nothing is written twice"
 
 
-@pytest.mark.parametrize("error", [lost(), cancelled("None", "TransactionConflict", "None"),
-                                   cancelled("ThrottlingError"), cancelled()], ids=["lost", "conflict", "throttled", "unknown reason"])
+@pytest.mark.parametrize(
+    "error",
+    [lost(), cancelled("None", "TransactionConflict", "None"), cancelled("ThrottlingError"), cancelled()],
+    ids=["lost", "conflict", "throttled", "unknown reason"],
+)
 def test_what_was_not_applied_is_tried_again(stores: Stores, error: Exception) -> None:
     before = stores.clock.now_ms()
     stores.client.faults = [("before", error), ("before", error)]
@@ -186,15 +189,26 @@ def test_a_watermark_with_a_newer_fence_is_not_moved(stores: Stores) -> None:
     """The locks' table was restored from an old backup and counts its fences anew."""
     lease = stores.lease()
     stores.commit(lease, tiles(101, 130), None)
-    stores.tables["streams"].update_item(Key={"stream": str(STREAM), "item": "watermark"},
-                                         UpdateExpression="SET fence = :f", ExpressionAttributeValues={":f": 9})
+    stores.tables["streams"].update_item(
+        Key={"stream": str(STREAM), "item": "watermark"},
+        UpdateExpression="SET fence = :f",
+        ExpressionAttributeValues={":f": 9},
+    )
     with pytest.raises(CorruptState, match="fence is newer"):
         stores.commit(lease, tiles(131, 160), 130)
     assert stores.high() == 130
 
 
-@pytest.mark.parametrize("segments", [[segment(101, 110), segment(112, 120)], [segment(101, 110), segment(110, 120)],
-                                      [segment(111, 120), segment(101, 110)], [segment(102, 110)]], ids=str)
+@pytest.mark.parametrize(
+    "segments",
+    [
+        [segment(101, 110), segment(112, 120)],
+        [segment(101, 110), segment(110, 120)],
+        [segment(111, 120), segment(101, 110)],
+        [segment(102, 110)],
+    ],
+    ids=str,
+)
 def test_segments_that_are_no_continuation_are_never_written(stores: Stores, segments: list[object]) -> None:
     lease = stores.lease()
     stores.commit(lease, tiles(91, 100), None)

@@ -94,8 +94,15 @@ def test_what_a_state_machine_retries_exists(machine: Path) -> None:
 
 def test_only_what_can_pass_by_itself_is_retried() -> None:
     names = {n for m in MACHINES for n in error_names(json.loads(m.read_text()))} & {c.__name__ for c in ALL}
-    never = (errors.BadInput, errors.StateError, errors.TransformError, errors.PageConflict, errors.HeadBehindWatermark,
-             errors.ExchangeRefused, errors.LockLost)
+    never = (
+        errors.BadInput,
+        errors.StateError,
+        errors.TransformError,
+        errors.PageConflict,
+        errors.HeadBehindWatermark,
+        errors.ExchangeRefused,
+        errors.LockLost,
+    )
     assert not {n for n in names if issubclass(getattr(errors, n), never)}
 
 
@@ -104,8 +111,16 @@ def test_a_fetch_is_retried_for_each_passing_error_of_an_exchange() -> None:
     states = json.loads((ROOT / "statemachines" / "ingest.asl.json").read_text())
     fetches = [s for s in walk(states) if "FetchChunkFunctionArn" in json.dumps(s.get("Parameters", {}))]
     assert len(fetches) >= 2
-    wanted = {"ExchangeUnavailable", "RateLimited", "ResponseInterrupted", "MalformedResponse", "EmptyPage",
-              "IncompletePage", "SlotRefused", "CircuitOpen"}
+    wanted = {
+        "ExchangeUnavailable",
+        "RateLimited",
+        "ResponseInterrupted",
+        "MalformedResponse",
+        "EmptyPage",
+        "IncompletePage",
+        "SlotRefused",
+        "CircuitOpen",
+    }
     for state in fetches:
         assert wanted <= set(error_names(state["Retry"]))
 

@@ -12,8 +12,12 @@ from schemahub.errors import BadConfig, BadProductId, BadStateInput, SchemaVersi
 from schemahub.runtime import Settings, log_keys, parse_event
 from schemahub.streams import MAX_POSITION, Chunk, Stream
 
-EXECUTION = {"Id": "arn:aws:states:us-east-1:1:execution:ingest:run-1", "RedriveCount": 2, "Input": {"a": 1},
-             "Name": "run-1"}
+EXECUTION = {
+    "Id": "arn:aws:states:us-east-1:1:execution:ingest:run-1",
+    "RedriveCount": 2,
+    "Input": {"a": 1},
+    "Name": "run-1",
+}
 RUN = {"id": "run-1", "arn": EXECUTION["Id"], "fences": {"coinbase": 3}}
 STREAM = {"exchange": "coinbase", "product": "BTC-USD", "dataset": "trades"}
 LOCK = {"status": "held", "owner": "me", "fence": 1, "attempt": 0, "surplus": "of an answer"}
@@ -62,9 +66,20 @@ def test_what_is_no_object_is_refused(event: Any) -> None:
         parse_event(events.PlanStep, event)
 
 
-@pytest.mark.parametrize("chunk", [
-    {"first": -1, "last": 2}, {"first": 1, "last": MAX_POSITION + 1}, {"first": "1", "last": 2},
-    {"first": 1.0, "last": 2}, {"first": True, "last": 2}, {"first": 1}, None, [1, 2]], ids=str)
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        {"first": -1, "last": 2},
+        {"first": 1, "last": MAX_POSITION + 1},
+        {"first": "1", "last": 2},
+        {"first": 1.0, "last": 2},
+        {"first": True, "last": 2},
+        {"first": 1},
+        None,
+        [1, 2],
+    ],
+    ids=str,
+)
 def test_a_chunk_that_cannot_be_meant_is_refused(chunk: Any) -> None:
     with pytest.raises(BadStateInput, match="chunk"):
         parse_event(events.FetchStep, {**GOOD[events.FetchStep], "chunk": chunk})
@@ -77,9 +92,20 @@ def test_a_chunk_that_runs_backwards_or_a_product_that_escapes_is_refused_by_its
         parse_event(events.PlanStep, {**BASE, "stream": {**STREAM, "product": "../x"}}).stream.value()
 
 
-@pytest.mark.parametrize("key", ["", "schemahub/plans/../x.jsonl", "schemahub/plans/run/../../config/products.json",
-                                 "schemahub/raw_coinbase_trades/x", "/schemahub/plans/r/x", "schemahub/plans/r",
-                                 "schemahub/plans/r/x\n", "schemahub/plans/r/a/b/c/d", "s3://b/schemahub/plans/r/x"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "schemahub/plans/../x.jsonl",
+        "schemahub/plans/run/../../config/products.json",
+        "schemahub/raw_coinbase_trades/x",
+        "/schemahub/plans/r/x",
+        "schemahub/plans/r",
+        "schemahub/plans/r/x\n",
+        "schemahub/plans/r/a/b/c/d",
+        "s3://b/schemahub/plans/r/x",
+    ],
+)
 def test_only_keys_of_plans_are_read(key: str) -> None:
     with pytest.raises(BadStateInput):
         parse_event(events.CommitStep, {**GOOD[events.CommitStep], "plan": {**PLAN, "chunks_key": key}})
@@ -91,9 +117,18 @@ def test_a_run_id_that_is_no_name_is_refused(run_id: str) -> None:
         parse_event(events.PlanStep, {**BASE, "run": {**RUN, "id": run_id}})
 
 
-@pytest.mark.parametrize("request_", [
-    {"products": "coinbase:BTC-USD"}, {"products": [7]}, {"exchange": ["coinbase"]}, {"products": ["x"] * 10_001},
-    {"exchanges": ["x"] * 101}, []], ids=lambda r: str(r)[:40])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"products": "coinbase:BTC-USD"},
+        {"products": [7]},
+        {"exchange": ["coinbase"]},
+        {"products": ["x"] * 10_001},
+        {"exchanges": ["x"] * 101},
+        [],
+    ],
+    ids=lambda r: str(r)[:40],
+)
 def test_an_input_of_another_shape_is_refused(request_: Any) -> None:
     with pytest.raises(BadStateInput):
         parse_event(events.OpenRun, {**GOOD[events.OpenRun], "input": request_})
@@ -105,9 +140,15 @@ def test_the_context_object_may_hold_more_or_less() -> None:
     assert events.Execution(Id="arn:x").RedriveCount == 0
 
 
-@pytest.mark.parametrize(("arn", "name"), [
-    ("arn:aws:states:us-east-1:1:execution:ingest:run-1", "run-1"), ("arn:x:execution:m/Label:12:uu id", "uu-id"),
-    ("a" * 300, "a" * 80), ("arn:x:a/b.c", "a-b-c")])
+@pytest.mark.parametrize(
+    ("arn", "name"),
+    [
+        ("arn:aws:states:us-east-1:1:execution:ingest:run-1", "run-1"),
+        ("arn:x:execution:m/Label:12:uu id", "uu-id"),
+        ("a" * 300, "a" * 80),
+        ("arn:x:a/b.c", "a-b-c"),
+    ],
+)
 def test_an_executions_name_is_a_key(arn: str, name: str) -> None:
     assert events.Execution(Id=arn).name == name
 
@@ -119,21 +160,41 @@ def test_every_log_line_can_name_run_stream_and_chunk() -> None:
     assert event.stream.value() == Stream("coinbase", "BTC-USD")
 
 
-ENV = {"SCHEMAHUB_BUCKET": "b", "SCHEMAHUB_LOCKS_TABLE": "l", "SCHEMAHUB_STREAMS_TABLE": "s",
-       "SCHEMAHUB_THROTTLE_TABLE": "t", "SCHEMAHUB_DATABASE": "d"}
+ENV = {
+    "SCHEMAHUB_BUCKET": "b",
+    "SCHEMAHUB_LOCKS_TABLE": "l",
+    "SCHEMAHUB_STREAMS_TABLE": "s",
+    "SCHEMAHUB_THROTTLE_TABLE": "t",
+    "SCHEMAHUB_DATABASE": "d",
+}
 
 
 def test_settings_have_defaults_for_what_nobody_has_to_turn() -> None:
-    settings = Settings.from_env({**ENV, "SCHEMAHUB_PRODUCTS": " coinbase:BTC-USD, ,binance:BTC-USDT",
-                                  "SCHEMAHUB_ENDPOINTS": " "})
+    settings = Settings.from_env(
+        {**ENV, "SCHEMAHUB_PRODUCTS": " coinbase:BTC-USD, ,binance:BTC-USDT", "SCHEMAHUB_ENDPOINTS": " "}
+    )
     assert settings.products == ("coinbase:BTC-USD", "binance:BTC-USDT")
     assert (settings.limit_share, settings.chunk_pages, settings.endpoints) == (1.0, 10, {})
 
 
-@pytest.mark.parametrize("change", [
-    {"BUCKET": ""}, {"LIMIT_SHARE": "0"}, {"LIMIT_SHARE": "1.1"}, {"LIMIT_SHARE": "x"}, {"LIMIT_SHARE": "nan"},
-    {"CHUNK_PAGES": "0"}, {"CHUNK_PAGES": "1001"}, {"COLD_START_TRADES": "0"}, {"COLD_START_HOURS": "-1"},
-    {"ENDPOINTS": "http://x"}, {"ENDPOINTS": "[]"}, {"ENDPOINTS": '{"coinbase": 7}'}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"BUCKET": ""},
+        {"LIMIT_SHARE": "0"},
+        {"LIMIT_SHARE": "1.1"},
+        {"LIMIT_SHARE": "x"},
+        {"LIMIT_SHARE": "nan"},
+        {"CHUNK_PAGES": "0"},
+        {"CHUNK_PAGES": "1001"},
+        {"COLD_START_TRADES": "0"},
+        {"COLD_START_HOURS": "-1"},
+        {"ENDPOINTS": "http://x"},
+        {"ENDPOINTS": "[]"},
+        {"ENDPOINTS": '{"coinbase": 7}'},
+    ],
+    ids=str,
+)
 def test_a_setting_that_cannot_be_meant_is_named(change: dict[str, str]) -> None:
     name, value = next(iter(change.items()))
     with pytest.raises(BadConfig, match=f"SCHEMAHUB_{name}"):

@@ -56,12 +56,21 @@ def texts(body: str, mapping: Mapping = COINBASE) -> list[str]:
 
 # --- the text of a row ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("text", [
-    '{"trade_id":7,"price":1.10}', '{"trade_id":7,"price":"1e-8"}', '{"trade_id":7,"price":1E-8,"size":0.10000000}',
-    '{"trade_id": 7, "note": "Zürich \u2028 \U0001f600 \\u00fc"}',
-    '{"price":123456789012345678901234567890.10,"trade_id":7}',
-    '{"trade_id":"7","time":"2024-01-01T00:00:00.123456Z"}', '{"trade_id":7,"x":[1,{"y":"]}"}]}',
-    '{"trade_id":7,"price":1.0,"price":2.00}', '{"trade_id":7,"s":"a\\nb\\"},{"}'])
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"trade_id":7,"price":1.10}',
+        '{"trade_id":7,"price":"1e-8"}',
+        '{"trade_id":7,"price":1E-8,"size":0.10000000}',
+        '{"trade_id": 7, "note": "Zürich \u2028 \U0001f600 \\u00fc"}',
+        '{"price":123456789012345678901234567890.10,"trade_id":7}',
+        '{"trade_id":"7","time":"2024-01-01T00:00:00.123456Z"}',
+        '{"trade_id":7,"x":[1,{"y":"]}"}]}',
+        '{"trade_id":7,"price":1.0,"price":2.00}',
+        '{"trade_id":7,"s":"a\\nb\\"},{"}',
+    ],
+)
 def test_a_row_keeps_its_exact_text(text: str) -> None:
     assert texts(f"[{text}]") == [text]
     assert texts(f" [ {text} ,\n{text}\t]\r\n") == [text, text]
@@ -85,13 +94,40 @@ def test_an_empty_list_is_an_answer_of_no_rows() -> None:
     assert parse_rows(b" [ ] ", COINBASE) == []
 
 
-@pytest.mark.parametrize("body", [
-    "", " ", "null", "7", '"x"', "{}", '{"message":"try again"}', '{"trade_id":7}', "<!DOCTYPE html><html></html>", "[",
-    '[{"trade_id":7}', '[{"trade_id":7},', '[{"trade_id":7},]', '[{"trade_id":7}]]', '[{"trade_id":7}] x', "[,]", "[7]",
-    "[null]", "[[7]]", '[{"trade_id":7} {"trade_id":8}]', '[{"trade_id":7,"price":NaN}]',
-    '[{"trade_id":7,"p":Infinity}]', '[{"trade_id":7,"p":-Infinity}]',
-    "[{'trade_id':7}]", '[{"trade_id":7,"s":"a\nb"}]', "[" * 100_000,
-    '[{"trade_id":' + "9" * 5000 + "}]", '[{"price":1}]'], ids=lambda b: repr(b[:40]))
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        " ",
+        "null",
+        "7",
+        '"x"',
+        "{}",
+        '{"message":"try again"}',
+        '{"trade_id":7}',
+        "<!DOCTYPE html><html></html>",
+        "[",
+        '[{"trade_id":7}',
+        '[{"trade_id":7},',
+        '[{"trade_id":7},]',
+        '[{"trade_id":7}]]',
+        '[{"trade_id":7}] x',
+        "[,]",
+        "[7]",
+        "[null]",
+        "[[7]]",
+        '[{"trade_id":7} {"trade_id":8}]',
+        '[{"trade_id":7,"price":NaN}]',
+        '[{"trade_id":7,"p":Infinity}]',
+        '[{"trade_id":7,"p":-Infinity}]',
+        "[{'trade_id':7}]",
+        '[{"trade_id":7,"s":"a\nb"}]',
+        "[" * 100_000,
+        '[{"trade_id":' + "9" * 5000 + "}]",
+        '[{"price":1}]',
+    ],
+    ids=lambda b: repr(b[:40]),
+)
 def test_what_is_no_list_of_trades_is_malformed(body: str) -> None:
     with pytest.raises(MalformedResponse):
         parse_rows(body.encode(), COINBASE)
@@ -102,16 +138,44 @@ def test_bytes_that_are_not_utf_8_are_malformed() -> None:
         parse_rows('[{"trade_id":7,"x":"ü"}]'.encode("latin-1"), COINBASE)
 
 
-@pytest.mark.parametrize("body", ['[{"trade_id":7}]', '{"result":[]}', '{"result":null}', '{"result":{"trades":{}}}',
-                                  '{"result":{"trades":[{"trade_id":7}]', '{"result":{"trades":[]},"x":NaN}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        '[{"trade_id":7}]',
+        '{"result":[]}',
+        '{"result":null}',
+        '{"result":{"trades":{}}}',
+        '{"result":{"trades":[{"trade_id":7}]',
+        '{"result":{"trades":[]},"x":NaN}',
+    ],
+)
 def test_a_pointer_that_leads_nowhere_is_malformed(body: str) -> None:
     with pytest.raises(MalformedResponse):
         parse_rows(body.encode(), below("/result/trades"))
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "1.0", "1e3", "9223372036854775808", "null", "true", '"x"', '"-1"',
-                                   '"01"', '"1e3"', '" 7"', '"0"', '"9223372036854775808"', '"\\u0661"', '"1\\u0662"',
-                                   "[7]"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "0",
+        "-1",
+        "1.0",
+        "1e3",
+        "9223372036854775808",
+        "null",
+        "true",
+        '"x"',
+        '"-1"',
+        '"01"',
+        '"1e3"',
+        '" 7"',
+        '"0"',
+        '"9223372036854775808"',
+        '"\\u0661"',
+        '"1\\u0662"',
+        "[7]",
+    ],
+)
 def test_an_id_that_is_no_positive_63_bit_integer_is_malformed(value: str) -> None:
     with pytest.raises(MalformedResponse, match="trade id"):
         parse_rows(f'[{{"trade_id":{value}}}]'.encode(), COINBASE)
@@ -122,18 +186,28 @@ def test_ids_as_numbers_and_as_text_are_the_same_position() -> None:
     assert [r.id for r in rows] == [2**63 - 1, 12]
 
 
-@pytest.mark.parametrize(("mapping", "value", "expected"), [
-    (COINBASE, '"2024-01-01T00:00:00.123456Z"', 1_704_067_200_123_456),
-    (COINBASE, '"2024-01-01T01:00:00+01:00"', 1_704_067_200_000_000),
-    (COINBASE, '"2024-01-01T00:00:00"', 1_704_067_200_000_000), (COINBASE, '"yesterday"', None),
-    (COINBASE, "null", None), (COINBASE, "7", None), (BINANCE, "1704067200123", 1_704_067_200_123_000),
-    (BINANCE, '"x"', None), (BINANCE, "null", None), (BINANCE, "1e400", None)])
+@pytest.mark.parametrize(
+    ("mapping", "value", "expected"),
+    [
+        (COINBASE, '"2024-01-01T00:00:00.123456Z"', 1_704_067_200_123_456),
+        (COINBASE, '"2024-01-01T01:00:00+01:00"', 1_704_067_200_000_000),
+        (COINBASE, '"2024-01-01T00:00:00"', 1_704_067_200_000_000),
+        (COINBASE, '"yesterday"', None),
+        (COINBASE, "null", None),
+        (COINBASE, "7", None),
+        (BINANCE, "1704067200123", 1_704_067_200_123_000),
+        (BINANCE, '"x"', None),
+        (BINANCE, "null", None),
+        (BINANCE, "1e400", None),
+    ],
+)
 def test_a_time_is_read_for_planning_or_left_open(mapping: Mapping, value: str, expected: int | None) -> None:
     body = f'[{{"{mapping.fields.trade_id}":7,"{mapping.fields.trade_ts}":{value}}}]'
     assert parse_rows(body.encode(), mapping)[0].ts_us == expected
 
 
 # --- requests ------------------------------------------------------------------------------------------------------
+
 
 def test_a_descending_exchange_is_asked_from_above_an_ascending_one_from_below() -> None:
     http = Canned()
@@ -143,7 +217,8 @@ def test_a_descending_exchange_is_asked_from_above_an_ascending_one_from_below()
     assert http.asked == [
         ("https://api.exchange.coinbase.com/products/BTC-USD/trades", {"after": "350", "limit": "250"}),
         ("https://api.binance.com/api/v3/aggTrades", {"symbol": "BTCUSDT", "fromId": "100", "limit": "1000"}),
-        ("https://api.exchange.coinbase.com/products/BTC-USD/trades", {"limit": "1000"})]
+        ("https://api.exchange.coinbase.com/products/BTC-USD/trades", {"limit": "1000"}),
+    ]
 
 
 def test_an_endpoint_must_be_http() -> None:
@@ -152,10 +227,15 @@ def test_an_endpoint_must_be_http() -> None:
 
 
 def test_products_are_listed_in_our_spelling_and_odd_names_left_out() -> None:
-    body = json.dumps({"symbols": [
-        {"symbol": "BTCUSDT", "baseAsset": "BTC", "quoteAsset": "USDT", "status": "TRADING"},
-        {"symbol": "ABREAK", "baseAsset": "A", "quoteAsset": "BREAK", "status": "BREAK"},
-        {"symbol": "币USDT", "baseAsset": "币", "quoteAsset": "USDT", "status": "TRADING"}]})
+    body = json.dumps(
+        {
+            "symbols": [
+                {"symbol": "BTCUSDT", "baseAsset": "BTC", "quoteAsset": "USDT", "status": "TRADING"},
+                {"symbol": "ABREAK", "baseAsset": "A", "quoteAsset": "BREAK", "status": "BREAK"},
+                {"symbol": "币USDT", "baseAsset": "币", "quoteAsset": "USDT", "status": "TRADING"},
+            ]
+        }
+    )
     listed = Exchange(BINANCE, Canned(body)).products()
     assert [(p.product, p.online) for p in listed] == [("A-BREAK", False), ("BTC-USDT", True)]
     assert listed[1].symbol == "BTCUSDT"
@@ -175,11 +255,28 @@ def test_a_product_list_of_another_shape_is_malformed(body: str) -> None:
 
 # --- refusals ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("status", "error"), [
-    (500, ExchangeUnavailable), (502, ExchangeUnavailable), (503, ExchangeUnavailable), (504, ExchangeUnavailable),
-    (520, ExchangeUnavailable), (408, ExchangeUnavailable), (429, RateLimited), (400, ExchangeRefused),
-    (401, ExchangeRefused), (403, ExchangeRefused), (451, ExchangeRefused), (404, UnknownProduct),
-    (301, ExchangeRefused), (302, ExchangeRefused), (204, ExchangeRefused), (206, ExchangeRefused)])
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (500, ExchangeUnavailable),
+        (502, ExchangeUnavailable),
+        (503, ExchangeUnavailable),
+        (504, ExchangeUnavailable),
+        (520, ExchangeUnavailable),
+        (408, ExchangeUnavailable),
+        (429, RateLimited),
+        (400, ExchangeRefused),
+        (401, ExchangeRefused),
+        (403, ExchangeRefused),
+        (451, ExchangeRefused),
+        (404, UnknownProduct),
+        (301, ExchangeRefused),
+        (302, ExchangeRefused),
+        (204, ExchangeRefused),
+        (206, ExchangeRefused),
+    ],
+)
 def test_a_status_is_an_error_with_a_name_and_the_stream(status: int, error: type[ExchangeError]) -> None:
     with pytest.raises(error) as caught:
         Exchange(COINBASE, Canned("{}", status)).page(BTC, 1, 9)
@@ -204,10 +301,27 @@ def test_a_404_of_the_product_list_is_no_unknown_product() -> None:
         Exchange(COINBASE, Canned("{}", 404)).products()
 
 
-@pytest.mark.parametrize(("value", "expected"), [
-    (None, None), ("7", 7.0), (" 7 ", 7.0), ("0", 0.0), ("1.5", 1.5), ("Sat, 01 Jan 2022 00:00:30 GMT", 30.0),
-    ("Fri, 31 Dec 2021 23:59:00 GMT", 0.0), ("", None), ("soon", None), ("-5", None), ("1e3", None), ("inf", None),
-    ("nan", None), ("٣", None), ("9" * 400, None), ("Sat, 99 Jan 2022 00:00:30 GMT", None)])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        ("7", 7.0),
+        (" 7 ", 7.0),
+        ("0", 0.0),
+        ("1.5", 1.5),
+        ("Sat, 01 Jan 2022 00:00:30 GMT", 30.0),
+        ("Fri, 31 Dec 2021 23:59:00 GMT", 0.0),
+        ("", None),
+        ("soon", None),
+        ("-5", None),
+        ("1e3", None),
+        ("inf", None),
+        ("nan", None),
+        ("٣", None),
+        ("9" * 400, None),
+        ("Sat, 99 Jan 2022 00:00:30 GMT", None),
+    ],
+)
 def test_retry_after_is_seconds_a_date_or_unknown(value: str | None, expected: float | None) -> None:
     assert retry_after_s(value, now=datetime(2022, 1, 1, tzinfo=UTC)) == expected
 
@@ -218,6 +332,7 @@ def test_a_malformed_answer_says_what_came_instead() -> None:
 
 
 # --- over a socket, against the simulator --------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def sim() -> Iterator[Server]:
@@ -242,16 +357,27 @@ def test_a_true_page_comes_as_asked(exchange: Exchange) -> None:
     assert all(isinstance(r, Row) and r.ts_us for r in rows)
 
 
-@pytest.mark.parametrize(("kind", "args", "error"), [
-    ("gzip_bomb", {"megabytes": 60}, MalformedResponse), ("redirect", {}, ExchangeRefused),
-    ("reset", {}, ResponseInterrupted), ("reset", {"how": "close"}, ResponseInterrupted),
-    ("truncated_json", {}, MalformedResponse), ("html_200", {}, MalformedResponse),
-    ("empty_body", {}, MalformedResponse), ("object_200", {}, MalformedResponse), ("nan", {}, MalformedResponse),
-    ("http_status", {"status": 503}, ExchangeUnavailable),
-    ("http_status", {"status": 429, "retry_after": "7"}, RateLimited),
-    ("set_field", {"field": "id", "value": 1.5}, MalformedResponse)], ids=lambda v: str(v)[:30])
-def test_a_sick_answer_has_a_name(sim: Server, exchange: Exchange, kind: str, args: dict[str, Any],
-                                  error: type[ExchangeError]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "args", "error"),
+    [
+        ("gzip_bomb", {"megabytes": 60}, MalformedResponse),
+        ("redirect", {}, ExchangeRefused),
+        ("reset", {}, ResponseInterrupted),
+        ("reset", {"how": "close"}, ResponseInterrupted),
+        ("truncated_json", {}, MalformedResponse),
+        ("html_200", {}, MalformedResponse),
+        ("empty_body", {}, MalformedResponse),
+        ("object_200", {}, MalformedResponse),
+        ("nan", {}, MalformedResponse),
+        ("http_status", {"status": 503}, ExchangeUnavailable),
+        ("http_status", {"status": 429, "retry_after": "7"}, RateLimited),
+        ("set_field", {"field": "id", "value": 1.5}, MalformedResponse),
+    ],
+    ids=lambda v: str(v)[:30],
+)
+def test_a_sick_answer_has_a_name(
+    sim: Server, exchange: Exchange, kind: str, args: dict[str, Any], error: type[ExchangeError]
+) -> None:
     spoil(sim, kind, **args)
     with pytest.raises(error) as caught:
         exchange.newest(BTC)

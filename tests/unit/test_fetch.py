@@ -17,8 +17,9 @@ BOTH = pytest.mark.parametrize("descending", [True, False], ids=["descending", "
 
 
 def fetch(source: FakeSource, chunk: Chunk = CHUNK, tick: Callable[[], None] = lambda: None) -> Fetched:
-    return fetch_chunk(source, STREAM, chunk, page_size=source.page_size, descending=source.descending,
-                       pause=source.pause, tick=tick)
+    return fetch_chunk(
+        source, STREAM, chunk, page_size=source.page_size, descending=source.descending, pause=source.pause, tick=tick
+    )
 
 
 def ids(fetched: Fetched, within: Chunk = CHUNK) -> list[int]:
@@ -38,8 +39,9 @@ def test_a_whole_chunk_takes_its_pages_and_not_one_request_more(descending: bool
 
 @BOTH
 def test_an_empty_page_in_the_middle_is_an_error(descending: bool) -> None:
-    source = FakeSource(range(1, 50), descending=descending,
-                        spoil=lambda asked, page: [] if asked.number == 2 else page)
+    source = FakeSource(
+        range(1, 50), descending=descending, spoil=lambda asked, page: [] if asked.number == 2 else page
+    )
     with pytest.raises(EmptyPage, match=r"coinbase#BTC-USD#trades.*\[1[0-9]\.\.2[0-9]\]"):
         fetch(source)
 
@@ -52,8 +54,9 @@ def test_a_short_page_is_continued(descending: bool) -> None:
 
 @BOTH
 def test_repeats_are_counted_and_rows_outside_dropped(descending: bool) -> None:
-    source = FakeSource(range(1, 50), descending=descending,
-                        spoil=lambda asked, page: [row(3), row(45), *page, *page[:1]])
+    source = FakeSource(
+        range(1, 50), descending=descending, spoil=lambda asked, page: [row(3), row(45), *page, *page[:1]]
+    )
     fetched = fetch(source)
     assert ids(fetched) == list(range(10, 30))
     assert len(fetched.texts) == 20
@@ -68,8 +71,11 @@ def test_an_unordered_page_is_sorted(descending: bool) -> None:
 
 @BOTH
 def test_one_id_with_two_contents_is_a_conflict(descending: bool) -> None:
-    source = FakeSource(range(1, 50), descending=descending,
-                        spoil=lambda asked, page: [*page, Row(page[0].id, 0, page[0].text.replace("1.10", "1.1"))])
+    source = FakeSource(
+        range(1, 50),
+        descending=descending,
+        spoil=lambda asked, page: [*page, Row(page[0].id, 0, page[0].text.replace("1.10", "1.1"))],
+    )
     with pytest.raises(PageConflict, match="two different trades"):
         fetch(source)
 
@@ -85,8 +91,12 @@ def test_a_trade_that_changed_between_two_looks_is_a_conflict(descending: bool) 
 
 @BOTH
 def test_a_hole_that_the_second_look_fills_is_no_hole(descending: bool) -> None:
-    source = FakeSource(range(1, 50), descending=descending, page_size=20,
-                        spoil=lambda asked, page: [r for r in page if asked.again or not 14 <= r.id <= 23])
+    source = FakeSource(
+        range(1, 50),
+        descending=descending,
+        page_size=20,
+        spoil=lambda asked, page: [r for r in page if asked.again or not 14 <= r.id <= 23],
+    )
     fetched = fetch(source)
     assert ids(fetched) == list(range(10, 30))
     assert fetched.absent == ()
@@ -94,8 +104,21 @@ def test_a_hole_that_the_second_look_fills_is_no_hole(descending: bool) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("gone", [{15}, {10}, {29}, {10, 11, 28, 29}, {14, 15, 16, 22}, set(range(10, 30)),
-                                  set(range(5, 20)), set(range(20, 35)), set(range(3, 48))], ids=str)
+@pytest.mark.parametrize(
+    "gone",
+    [
+        {15},
+        {10},
+        {29},
+        {10, 11, 28, 29},
+        {14, 15, 16, 22},
+        set(range(10, 30)),
+        set(range(5, 20)),
+        set(range(20, 35)),
+        set(range(3, 48)),
+    ],
+    ids=str,
+)
 def test_ids_that_were_never_issued_are_absent_with_a_class(descending: bool, gone: set[int]) -> None:
     fetched = fetch(FakeSource(set(range(1, 60)) - gone, descending=descending))
     assert ids(fetched) == [i for i in range(10, 30) if i not in gone]
@@ -134,8 +157,9 @@ def test_an_ignored_cursor_is_no_proof() -> None:
     with pytest.raises(IncompletePage):
         fetch(FakeSource(range(1, 50), descending=False, spoil=lambda asked, page: newest))
     with pytest.raises(IncompletePage):
-        fetch(FakeSource(range(1, 50), descending=False,
-                         spoil=lambda asked, page: newest if asked.number > 1 else page))
+        fetch(
+            FakeSource(range(1, 50), descending=False, spoil=lambda asked, page: newest if asked.number > 1 else page)
+        )
 
 
 def test_a_stale_node_is_no_proof() -> None:
@@ -167,8 +191,12 @@ def test_rows_that_nobody_asked_for_are_an_error(descending: bool) -> None:
 
 @BOTH
 def test_a_page_that_shows_only_its_edges_is_no_proof(descending: bool) -> None:
-    source = FakeSource(range(1, 50), descending=descending, page_size=20,
-                        spoil=lambda asked, page: page if asked.again else [page[0], page[-1]])
+    source = FakeSource(
+        range(1, 50),
+        descending=descending,
+        page_size=20,
+        spoil=lambda asked, page: page if asked.again else [page[0], page[-1]],
+    )
     assert ids(fetch(source)) == list(range(10, 30))
 
 
@@ -185,9 +213,14 @@ def test_more_holes_than_anybody_would_believe_are_an_error(descending: bool) ->
 def test_a_hole_that_falls_into_many_is_an_error_too(descending: bool) -> None:
     """Their list would not fit the raw object's metadata."""
     even = set(range(12, 12 + 4 * MAX_HOLES, 2))
-    source = FakeSource(range(1, 400), descending=descending, page_size=200,
-                        spoil=lambda asked, page: [r for r in page if r.id not in even and (
-                            asked.again or not 12 <= r.id < 12 + 4 * MAX_HOLES)])
+    source = FakeSource(
+        range(1, 400),
+        descending=descending,
+        page_size=200,
+        spoil=lambda asked, page: [
+            r for r in page if r.id not in even and (asked.again or not 12 <= r.id < 12 + 4 * MAX_HOLES)
+        ],
+    )
     with pytest.raises(IncompletePage, match="separate holes"):
         fetch(source, Chunk(10, 10 + 5 * MAX_HOLES))
     assert len(source.pauses) == 1

@@ -129,16 +129,20 @@ def test_the_prefix_is_committed_when_a_later_chunk_fails(world: World, server: 
     assert_sound(world)
 
 
-@pytest.mark.parametrize(("kind", "error"), [
-    ({"kind": "html_200"}, errors.MalformedResponse),
-    ({"kind": "empty_list"}, errors.EmptyPage),
-    ({"kind": "truncated_json"}, errors.MalformedResponse),
-    ({"kind": "http_status", "status": 503}, errors.ExchangeUnavailable),
-    ({"kind": "http_status", "status": 429}, errors.RateLimited),
-    ({"kind": "reset"}, errors.ResponseInterrupted),
-])
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ({"kind": "html_200"}, errors.MalformedResponse),
+        ({"kind": "empty_list"}, errors.EmptyPage),
+        ({"kind": "truncated_json"}, errors.MalformedResponse),
+        ({"kind": "http_status", "status": 503}, errors.ExchangeUnavailable),
+        ({"kind": "http_status", "status": 429}, errors.RateLimited),
+        ({"kind": "reset"}, errors.ResponseInterrupted),
+    ],
+)
 def test_a_hostile_answer_is_a_named_error_and_nothing_is_committed(
-        world: World, server: Server, kind: dict[str, Any], error: type[Exception]) -> None:
+    world: World, server: Server, kind: dict[str, Any], error: type[Exception]
+) -> None:
     run = world.open("coinbase:BTC-USD")["run"]
     base = {"execution": world.execution(), "run": run, "stream": STREAM.to_json()}
     lock = world.acquire(base)
@@ -160,8 +164,18 @@ def test_an_unknown_product_is_named(world: World) -> None:
         world.ingest(Stream("binance", "NOPE-USD"))
 
 
-@pytest.mark.parametrize("product", ["coinbase:../x", "coinbase:BTC USD", "coinbase:" + "A" * 300 + "-USD", "BTC-USD",
-                                     "coinbase:btc-usd", "coinbase:BTC/USD", "coinbase:BTC-USD\n"])
+@pytest.mark.parametrize(
+    "product",
+    [
+        "coinbase:../x",
+        "coinbase:BTC USD",
+        "coinbase:" + "A" * 300 + "-USD",
+        "BTC-USD",
+        "coinbase:btc-usd",
+        "coinbase:BTC/USD",
+        "coinbase:BTC-USD\n",
+    ],
+)
 def test_a_malformed_product_is_refused_before_anything_is_done(world: World, product: str) -> None:
     with pytest.raises(errors.BadProductId):
         world.open(product)
@@ -185,8 +199,9 @@ def test_ids_that_the_exchange_never_issued_are_recorded_absent(world: World, se
     lock = world.acquire(base)
     plan = world.call(ingest.plan_stream, events.PlanStep, {**base, "lock": lock})
     first = world.chunks(plan["chunks_key"])[0]["first"]
-    fault(server, kind="missing_forever", exchange="coinbase", product="BTC-USD",
-          match={"ids": [first + 10, first + 12]})
+    fault(
+        server, kind="missing_forever", exchange="coinbase", product="BTC-USD", match={"ids": [first + 10, first + 12]}
+    )
     world.fetch_and_commit(base, lock, plan)
     segment = next(iter(world.deps.ledger.segments(STREAM)))
     assert segment.absent == ((first + 10, first + 12, "exchange_skipped"),)
@@ -196,18 +211,24 @@ def test_ids_that_the_exchange_never_issued_are_recorded_absent(world: World, se
 def test_a_first_run_of_a_recording_begins_at_its_first_trade(aws: boto3.Session, recorded: Any) -> None:
     recording = {"exchange": "binance", "product": "XRPETH", "path": str(recorded)}
     with running({**FAST, "recordings": [recording]}) as server:
-        world = make_world(aws, server.url, Hurried(), cold_start_hours=100_000, cold_start_trades=10**9,
-                           chunk_pages=10)
+        world = make_world(
+            aws, server.url, Hurried(), cold_start_hours=100_000, cold_start_trades=10**9, chunk_pages=10
+        )
         world.ingest(Stream("binance", "XRP-ETH"))
         mark = world.deps.ledger.watermark(Stream("binance", "XRP-ETH"))
         assert (mark.low, mark.high) == (13519807, 13532283)
         assert len(rows(world, Stream("binance", "XRP-ETH"))) == 12_477
 
 
-@pytest.mark.parametrize(("change", "error"), [
-    ({"schema_version": 2}, errors.SchemaVersionMismatch), ({"surplus": 1}, errors.BadStateInput),
-    ({"execution": None}, errors.BadStateInput), ({"input": {"products": "coinbase:BTC-USD"}}, errors.BadStateInput),
-])
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"schema_version": 2}, errors.SchemaVersionMismatch),
+        ({"surplus": 1}, errors.BadStateInput),
+        ({"execution": None}, errors.BadStateInput),
+        ({"input": {"products": "coinbase:BTC-USD"}}, errors.BadStateInput),
+    ],
+)
 def test_a_payload_that_cannot_be_meant_is_refused(change: dict[str, Any], error: type[Exception]) -> None:
     payload = {"schema_version": 1, "execution": {"Id": "a:b"}, "input": {}}
     with pytest.raises(error):

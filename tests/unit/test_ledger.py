@@ -35,8 +35,12 @@ def spoil(stores: Stores, item: str, **changes: Any) -> None:
     for name, value in changes.items():
         update = "REMOVE #n" if value is None else "SET #n = :v"
         values = {} if value is None else {"ExpressionAttributeValues": {":v": value}}
-        stores.tables["streams"].update_item(Key={"stream": str(STREAM), "item": item}, UpdateExpression=update,
-                                             ExpressionAttributeNames={"#n": name}, **values)
+        stores.tables["streams"].update_item(
+            Key={"stream": str(STREAM), "item": item},
+            UpdateExpression=update,
+            ExpressionAttributeNames={"#n": name},
+            **values,
+        )
 
 
 def test_segments_come_back_as_they_were_committed(stores: Stores) -> None:
@@ -49,22 +53,40 @@ def test_segments_come_back_as_they_were_committed(stores: Stores) -> None:
 
 
 def test_positions_of_19_digits_keep_their_order(stores: Stores) -> None:
-    stores.ledger.restore(ETH, 1, 2, [segment(9, 9, stream=ETH), segment(10, 10, stream=ETH),
-                                      segment(2**63 - 1, 2**63 - 1, stream=ETH)], NOW)
+    stores.ledger.restore(
+        ETH,
+        1,
+        2,
+        [segment(9, 9, stream=ETH), segment(10, 10, stream=ETH), segment(2**63 - 1, 2**63 - 1, stream=ETH)],
+        NOW,
+    )
     assert [s.first for s in stores.ledger.segments(ETH)] == [9, 10, 2**63 - 1]
 
 
-@pytest.mark.parametrize("changes", [{"high": None}, {"low": "7"}, {"fence": Decimal("1.5")}, {"high": True},
-                                     {"updated_at": None}, {"low": 131}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"high": None}, {"low": "7"}, {"fence": Decimal("1.5")}, {"high": True}, {"updated_at": None}, {"low": 131}],
+    ids=str,
+)
 def test_a_watermark_that_cannot_be_meant_halts_the_stream(stores: Stores, changes: dict[str, Any]) -> None:
     spoil(stores, "watermark", **changes)
     with pytest.raises(CorruptState, match="coinbase#BTC-USD#trades"):
         stores.ledger.watermark(STREAM)
 
 
-@pytest.mark.parametrize("changes", [{"last": None}, {"count": "10"}, {"absent": [[1, 2]]}, {"absent": 7},
-                                     {"sha256": None}, {"absent": [[Decimal("101.5"), 102, "lost"]]}, {"committed_at": Decimal("0.5")}],
-                         ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"last": None},
+        {"count": "10"},
+        {"absent": [[1, 2]]},
+        {"absent": 7},
+        {"sha256": None},
+        {"absent": [[Decimal("101.5"), 102, "lost"]]},
+        {"committed_at": Decimal("0.5")},
+    ],
+    ids=str,
+)
 def test_a_segment_that_cannot_be_read_is_never_skipped(stores: Stores, changes: dict[str, Any]) -> None:
     spoil(stores, f"segment#{111:020d}", **changes)
     with pytest.raises(CorruptState, match="coinbase#BTC-USD#trades"):
@@ -98,8 +120,9 @@ def test_marking_what_was_not_committed_is_corrupt_state(stores: Stores, other: 
 
 
 def test_a_lagging_index_brings_nothing_back(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    stale = stores.tables["streams"].query(
-        IndexName="pending", KeyConditionExpression=Key("pending").eq("trades"))["Items"]
+    stale = stores.tables["streams"].query(IndexName="pending", KeyConditionExpression=Key("pending").eq("trades"))[
+        "Items"
+    ]
     stores.ledger.mark_published(tiles(101, 110), "snapshot-1")
     monkeypatch.setattr(stores.ledger, "_query", lambda **_: iter([*stale, {**stale[0], "item": "segment#gone"}]))
     assert [s.first for s in stores.ledger.pending()] == [111, 121]

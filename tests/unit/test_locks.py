@@ -234,14 +234,17 @@ def test_the_condition_check_fails_for_an_older_attempt_and_after_the_release(lo
         tables.client.transact_write_items(TransactItems=[locks.condition_check(lease)])
 
 
-@pytest.mark.parametrize("broken", [
-    {"owner": RIVAL, "run": THEIRS, "attempt": 0, "lease_until": 0},
-    {"fence": "7"},
-    {"fence": None},
-    {"fence": 0, "owner": RIVAL, "run": THEIRS, "attempt": 0, "lease_until": 10**15},
-    {"fence": 4, "owner": RIVAL, "run": THEIRS, "attempt": 0},
-    {"fence": 4, "owner": RIVAL, "run": 5, "attempt": 0, "lease_until": 10**15},
-])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"owner": RIVAL, "run": THEIRS, "attempt": 0, "lease_until": 0},
+        {"fence": "7"},
+        {"fence": None},
+        {"fence": 0, "owner": RIVAL, "run": THEIRS, "attempt": 0, "lease_until": 10**15},
+        {"fence": 4, "owner": RIVAL, "run": THEIRS, "attempt": 0},
+        {"fence": 4, "owner": RIVAL, "run": 5, "attempt": 0, "lease_until": 10**15},
+    ],
+)
 def test_a_corrupt_item_is_never_taken(locks, table, broken):
     table.put_item(Item={"lock_id": ID, **broken})
     with pytest.raises(CorruptState, match="BTC-USD"):

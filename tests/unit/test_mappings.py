@@ -56,18 +56,30 @@ def test_an_unknown_exchange_gets_a_hint() -> None:
         load_mapping("../coinbase")
 
 
-@pytest.mark.parametrize(("path", "value", "said"), [
-    ("pages", 1, "unknown key 'pages'"), ("requests/page_sise", 5, "did you mean 'page_size'"),
-    ("requests/page_size", 0, "requests/page_size"), ("requests/page_size", "1e3", "requests/page_size"),
-    ("limits/amount", 0, "limits/amount"), ("limits/amount", -1, "limits/amount"),
-    ("limits/amount", 10**9, "limits/amount"), ("limits/burst", 0, "limits/burst"),
-    ("limits/slow_down_status", [], "limits/slow_down_status"), ("schema_version", 2, "schema_version"),
-    ("exchange", "Coinbase", "exchange"), ("fields", None, "'fields' is a required property"),
-    ("requests/ids", "sparse", "requests/ids"), ("requests/rows", "data", "requests/rows"),
-    ("fields/trade_ts/unit", "ms", "fields/trade_ts"), ("fields/side/values", {"buy": "BUY"}, "fields/side/values"),
-    ("fields/side/values", {"buy": "BUY", "sell": "sell"}, "fields/side/values/sell"),
-    ("contract/quarantine_max_share", 2, "contract/quarantine_max_share"),
-    ("requests/settle_seconds", -1, "requests/settle_seconds")])
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("pages", 1, "unknown key 'pages'"),
+        ("requests/page_sise", 5, "did you mean 'page_size'"),
+        ("requests/page_size", 0, "requests/page_size"),
+        ("requests/page_size", "1e3", "requests/page_size"),
+        ("limits/amount", 0, "limits/amount"),
+        ("limits/amount", -1, "limits/amount"),
+        ("limits/amount", 10**9, "limits/amount"),
+        ("limits/burst", 0, "limits/burst"),
+        ("limits/slow_down_status", [], "limits/slow_down_status"),
+        ("schema_version", 2, "schema_version"),
+        ("exchange", "Coinbase", "exchange"),
+        ("fields", None, "'fields' is a required property"),
+        ("requests/ids", "sparse", "requests/ids"),
+        ("requests/rows", "data", "requests/rows"),
+        ("fields/trade_ts/unit", "ms", "fields/trade_ts"),
+        ("fields/side/values", {"buy": "BUY"}, "fields/side/values"),
+        ("fields/side/values", {"buy": "BUY", "sell": "sell"}, "fields/side/values/sell"),
+        ("contract/quarantine_max_share", 2, "contract/quarantine_max_share"),
+        ("requests/settle_seconds", -1, "requests/settle_seconds"),
+    ],
+)
 def test_a_mistake_is_named_with_its_place(path: str, value: Any, said: str) -> None:
     with pytest.raises(BadMapping) as caught:
         parse_mapping(changed(path, value), "coinbase.yaml")
@@ -75,26 +87,51 @@ def test_a_mistake_is_named_with_its_place(path: str, value: Any, said: str) -> 
     assert "coinbase.yaml" in str(caught.value)
 
 
-@pytest.mark.parametrize("url", [
-    "http://api.exchange.coinbase.com", "https://user:pw@api.exchange.coinbase.com", "https://169.254.169.254",
-    "https://127.0.0.1", "https://localhost", "https://[::1]", "ftp://x.com", "https://x.com:8080",
-    "https://x.com?a=b", "https://x.com\n"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://api.exchange.coinbase.com",
+        "https://user:pw@api.exchange.coinbase.com",
+        "https://169.254.169.254",
+        "https://127.0.0.1",
+        "https://localhost",
+        "https://[::1]",
+        "ftp://x.com",
+        "https://x.com:8080",
+        "https://x.com?a=b",
+        "https://x.com\n",
+    ],
+)
 def test_an_address_that_could_reach_inside_is_refused(url: str) -> None:
     with pytest.raises(BadMapping):
         parse_mapping(changed("base_url", url))
 
 
-@pytest.mark.parametrize("text", [
-    "", "[]", "just words", "a: &x [1]\nb: *x", "a: 1\na: 2", "!!python/object/apply:os.system [ls]", "on: 1\n1: 2",
-    "a: [", "\t", "a: !!binary x"], ids=repr)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "just words",
+        "a: &x [1]\nb: *x",
+        "a: 1\na: 2",
+        "!!python/object/apply:os.system [ls]",
+        "on: 1\n1: 2",
+        "a: [",
+        "\t",
+        "a: !!binary x",
+    ],
+    ids=repr,
+)
 def test_yaml_that_is_no_mapping_is_refused(text: str) -> None:
     with pytest.raises(BadMapping):
         parse_mapping(text)
 
 
 def test_an_alias_bomb_is_not_unfolded() -> None:
-    bomb = "a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{p}, *{p}]\n" for p, c in zip("abcdefghijk", "bcdefghijkl",
-                                                                                  strict=True))
+    bomb = "a: &a [x, x]\n" + "".join(
+        f"{c}: &{c} [*{p}, *{p}]\n" for p, c in zip("abcdefghijk", "bcdefghijkl", strict=True)
+    )
     with pytest.raises(BadMapping, match="aliases"):
         parse_mapping(bomb)
 

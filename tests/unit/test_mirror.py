@@ -60,8 +60,18 @@ def test_garbage_is_replaced(stores: Stores, body: bytes) -> None:
     assert mirrored(stores) == (101, 130)
 
 
-@pytest.mark.parametrize("change", [{"high": "130"}, {"high": 130.0}, {"low": True}, {"low": 131}, {"fence": None},
-                                    {"stream": "coinbase#ETH-USD#trades"}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"high": "130"},
+        {"high": 130.0},
+        {"low": True},
+        {"low": 131},
+        {"fence": None},
+        {"stream": "coinbase#ETH-USD#trades"},
+    ],
+    ids=str,
+)
 def test_what_only_resembles_a_mirror_is_garbage(stores: Stores, change: dict[str, Any]) -> None:
     body = json.loads(mirror.body_of(STREAM, Watermark(101, 130, 1, 1)))
     assert mirror.parse(STREAM, json.dumps({**body, **change}).encode()) is None
@@ -140,6 +150,7 @@ def test_a_mirror_that_cannot_be_written_fails_nothing(stores: Stores) -> None:
         def __getattr__(self, name: str) -> Any:
             def call(**_: Any) -> Any:
                 raise ClientError({"Error": {"Code": "SlowDown", "Message": "503"}}, name)
+
             return call
 
     denied = mirror.ObjectStore(BUCKET, Denied())

@@ -85,8 +85,10 @@ def test_only_exactly_this_range_is_found(objects: ObjectStore) -> None:
 
 def test_as_many_holes_as_are_allowed_fit_the_metadata(objects: ObjectStore) -> None:
     """S3 takes 2 KB of it; moto does not look, so we count."""
-    holes = tuple(Absent(MAX_POSITION - 2 * i - 1, MAX_POSITION - 2 * i - 1, "exchange_skipped")
-                  for i in reversed(range(MAX_HOLES)))
+    holes = tuple(
+        Absent(MAX_POSITION - 2 * i - 1, MAX_POSITION - 2 * i - 1, "exchange_skipped")
+        for i in reversed(range(MAX_HOLES))
+    )
     chunk = Chunk(MAX_POSITION - 2 * MAX_HOLES, MAX_POSITION)
     texts = tuple('{"x":1}' for _ in range(chunk.size - MAX_HOLES))
     stored = raw.store(objects, STREAM, Fetched(chunk, texts, holes, 1))
@@ -111,10 +113,22 @@ def test_an_object_of_our_name_without_our_metadata_is_not_whole(objects: Object
         raw.store(objects, STREAM, fetched())
 
 
-@pytest.mark.parametrize("change", [
-    {"count": "2"}, {"first": "9"}, {"last": "x"}, {"absent": "x"}, {"absent": "7"}, {"absent": "null"},
-    {"absent": "[[1]]"}, {"absent": '[["a","b","c"]]'}, {"absent": '[[12,12,"exchange_skipped"]]'},
-    {"absent": '[[12,12,"guess"]]'}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"count": "2"},
+        {"first": "9"},
+        {"last": "x"},
+        {"absent": "x"},
+        {"absent": "7"},
+        {"absent": "null"},
+        {"absent": "[[1]]"},
+        {"absent": '[["a","b","c"]]'},
+        {"absent": '[[12,12,"exchange_skipped"]]'},
+        {"absent": '[[12,12,"guess"]]'},
+    ],
+    ids=str,
+)
 def test_metadata_that_contradicts_the_name_halts(objects: ObjectStore, change: dict[str, str]) -> None:
     good = {"first": "10", "last": "12", "count": "3", "sha256": "0" * 64, "absent": "[]"}
     objects.put(raw.raw_key(STREAM, 10, 12, 3), b"x", {**good, **change})
@@ -126,8 +140,11 @@ def packed(content: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(content)
 
 
-@pytest.mark.parametrize("body", [None, b"", b"not zstd", packed(b"other\n"), packed(b"a\nb\nc\n")[:-4],
-                                  packed(b"a\nb\nc"), packed(b"a\nb\n")], ids=repr)
+@pytest.mark.parametrize(
+    "body",
+    [None, b"", b"not zstd", packed(b"other\n"), packed(b"a\nb\nc\n")[:-4], packed(b"a\nb\nc"), packed(b"a\nb\n")],
+    ids=repr,
+)
 def test_a_committed_object_that_is_gone_or_damaged_is_missing(objects: ObjectStore, body: bytes | None) -> None:
     key = raw.raw_key(STREAM, 10, 12, 3)
     if body is not None:
@@ -145,6 +162,7 @@ def test_a_wrong_count_is_noticed_even_when_the_hash_is_right(objects: ObjectSto
 
 
 # --- the door to S3 ------------------------------------------------------------------------------------------------
+
 
 class Conflicting:
     """An S3 client that says 409 so many times before it does what it is told."""
@@ -190,6 +208,7 @@ def test_a_refusal_that_is_no_answer_passes_through() -> None:
         def __getattr__(self, name: str) -> Any:
             def call(**_: Any) -> Any:
                 raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, name)
+
             return call
 
     denied = ObjectStore(BUCKET, Denied())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import boto3
 import pytest
 from hypothesis import given
@@ -37,7 +39,8 @@ def test_a_lost_table_comes_back_from_s3(world: World) -> None:
     rebuild(world.deps, STREAM)
     found = list(world.deps.ledger.segments(STREAM))
     assert [(s.first, s.last, s.commit_id, s.raw_key) for s in found] == [
-        (s.first, s.last, s.commit_id, s.raw_key) for s in segments]
+        (s.first, s.last, s.commit_id, s.raw_key) for s in segments
+    ]
     assert world.deps.ledger.watermark(STREAM).high == mark.high
     assert_sound(world)
     assert world.ingest()["status"] in ("covered", "nothing_new")
@@ -61,7 +64,9 @@ def test_a_missing_raw_object_is_said(world: World) -> None:
     assert world.deps.ledger.watermark(STREAM) is None
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.lists(st.tuples(st.integers(1, 150), st.integers(0, 20))))
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=30), st.lists(st.tuples(st.integers(1, 150), st.integers(0, 20)))
+)
 def test_left_overs_never_hide_the_tiling(sizes: list[int], left_overs: list[tuple[int, int]]) -> None:
     tiles, at = [], 1
     for size in sizes:
@@ -72,7 +77,7 @@ def test_left_overs_never_hide_the_tiling(sizes: list[int], left_overs: list[tup
     assert path is not None
     assert path[0][0] == 1
     assert path[-1][1] == at - 1
-    assert all(a[1] + 1 == b[0] for a, b in zip(path, path[1:], strict=False))
+    assert all(a[1] + 1 == b[0] for a, b in itertools.pairwise(path))
 
 
 def test_the_seed_key_is_below_the_prefix() -> None:

@@ -55,8 +55,9 @@ def fault(server: Server, **spec: Any) -> None:
 
 
 def fetch(source: FakeSource, first: int, last: int) -> Fetched:
-    return fetch_chunk(source, STREAM, Chunk(first, last), page_size=source.page_size, descending=source.descending,
-                       pause=source.pause)
+    return fetch_chunk(
+        source, STREAM, Chunk(first, last), page_size=source.page_size, descending=source.descending, pause=source.pause
+    )
 
 
 def trades(world: World, stream: Stream) -> list[int]:
@@ -70,6 +71,7 @@ def trades(world: World, stream: Stream) -> list[int]:
 
 # --- defects of the prototype --------------------------------------------------------------------------------------
 
+
 def test_defect_1_equal_ids_of_two_products_stay_two_trades(stores: Stores) -> None:
     eth = Stream("coinbase", "ETH-USD")
     lease = stores.lease()
@@ -77,13 +79,18 @@ def test_defect_1_equal_ids_of_two_products_stay_two_trades(stores: Stores) -> N
     eth_lease = stores.locks.acquire(eth.lock_id, "me", "me")
     stores.commit(eth_lease, [segment(1, 20, stream=eth)], None)
     assert {(str(s.stream), s.first, s.last) for s in stores.ledger.pending()} == {
-        (str(STREAM), 1, 10), (str(STREAM), 11, 20), (str(eth), 1, 20)}
+        (str(STREAM), 1, 10),
+        (str(STREAM), 11, 20),
+        (str(eth), 1, 20),
+    }
 
 
 def test_defect_3_no_exchange_is_known_to_the_core_by_name() -> None:
     """The mapping was loaded, then ignored: fields of one exchange were written in the code."""
-    for name, body in (("coinbase", b'[{"trade_id":7,"time":"2024-01-01T00:00:00Z"}]'),
-                       ("binance", b'[{"a":7,"T":1704067200000}]')):
+    for name, body in (
+        ("coinbase", b'[{"trade_id":7,"time":"2024-01-01T00:00:00Z"}]'),
+        ("binance", b'[{"a":7,"T":1704067200000}]'),
+    ):
         (trade,) = parse_rows(body, load_mapping(name))
         assert (trade.id, trade.ts_us) == (7, 1_704_067_200_000_000)
 
@@ -110,8 +117,9 @@ def test_defect_6_a_lost_lease_stops_the_writer(stores: Stores) -> None:
 @pytest.mark.parametrize("descending", [True, False])
 def test_defect_7_an_empty_page_is_not_a_finished_one(descending: bool) -> None:
     for empty in (0, 1, 3):
-        source = FakeSource(range(1, 60), descending=descending,
-                            spoil=lambda asked, page, at=empty: [] if asked.number == at else page)
+        source = FakeSource(
+            range(1, 60), descending=descending, spoil=lambda asked, page, at=empty: [] if asked.number == at else page
+        )
         with pytest.raises(errors.EmptyPage):
             fetch(source, 10, 29)
 
@@ -139,8 +147,9 @@ def test_a_stray_newest_id_does_not_make_the_future_absent(world: World) -> None
     newest = exchange.newest(STREAM)
     far = max(r.id for r in newest) + 50_000
     with pytest.raises(errors.IncompletePage, match="no trade before them"):
-        fetch_chunk(OnePage(exchange), STREAM, Chunk(far, far + 9), page_size=1000, descending=True,
-                    pause=lambda seconds: None)
+        fetch_chunk(
+            OnePage(exchange), STREAM, Chunk(far, far + 9), page_size=1000, descending=True, pause=lambda seconds: None
+        )
 
 
 class OnePage:
@@ -188,6 +197,7 @@ def test_defect_12_a_plan_that_cannot_be_read_is_not_a_plan_of_everything(world:
 
 # --- complaints ----------------------------------------------------------------------------------------------------
 
+
 def test_complaint_1_ids_that_jumped_are_classed_not_only_found() -> None:
     fetched = fetch(FakeSource({*range(1, 15), *range(90, 99)}), 10, 29)
     assert [tuple(a) for a in fetched.absent] == [(15, 29, "exchange_skipped")]
@@ -214,8 +224,9 @@ def test_complaint_20_an_empty_newest_page_is_a_failure(world: World, server: Se
 @pytest.mark.parametrize("descending", [True, False])
 def test_complaints_23_and_26_many_trades_of_one_moment_are_paged_by_id(descending: bool) -> None:
     """Cursors by time lose or repeat a burst whose trades share a millisecond."""
-    source = FakeSource(range(1, 200), page_size=7, descending=descending,
-                        spoil=lambda asked, page: [row(r.id, ts_us=5) for r in page])
+    source = FakeSource(
+        range(1, 200), page_size=7, descending=descending, spoil=lambda asked, page: [row(r.id, ts_us=5) for r in page]
+    )
     fetched = fetch(source, 10, 129)
     assert fetched.texts == tuple(text_of(i) for i in range(10, 130))
     assert (fetched.repeated, fetched.absent) == (0, ())

@@ -23,9 +23,29 @@ def test_a_stream_has_one_spelling_in_every_store() -> None:
     assert Stream.from_json(json.loads(json.dumps(STREAM.to_json()))) == STREAM
 
 
-@pytest.mark.parametrize("product", [
-    "../x", "BTC/USD", "btc-usd", "BTC", "BTC-", "-USD", "BTC-USD-X", "BTC USD", "BTC-USD\n", "", "A" * 21 + "-USD",
-    "ВTC-USD", "BTC-USD\0", "BTC%2eUSD-X", "٣-USD", 5, None, ["BTC-USD"]])
+@pytest.mark.parametrize(
+    "product",
+    [
+        "../x",
+        "BTC/USD",
+        "btc-usd",
+        "BTC",
+        "BTC-",
+        "-USD",
+        "BTC-USD-X",
+        "BTC USD",
+        "BTC-USD\n",
+        "",
+        "A" * 21 + "-USD",
+        "ВTC-USD",
+        "BTC-USD\0",
+        "BTC%2eUSD-X",
+        "٣-USD",
+        5,
+        None,
+        ["BTC-USD"],
+    ],
+)
 def test_products_that_could_escape_a_key_are_refused(product: Any) -> None:
     with pytest.raises(BadProductId):
         Stream("coinbase", product)
@@ -86,9 +106,18 @@ def test_rows_and_holes_fill_a_raw_object() -> None:
             wrong.check()
 
 
-@pytest.mark.parametrize("holes", [
-    [(15, 13, "lost")], [(9, 9, "lost")], [(20, 20, "lost")], [(10, 12, "guessed")],
-    [(10, 12, "lost"), (12, 14, "lost")], [(14, 15, "lost"), (10, 11, "lost")]], ids=str)
+@pytest.mark.parametrize(
+    "holes",
+    [
+        [(15, 13, "lost")],
+        [(9, 9, "lost")],
+        [(20, 20, "lost")],
+        [(10, 12, "guessed")],
+        [(10, 12, "lost"), (12, 14, "lost")],
+        [(14, 15, "lost"), (10, 11, "lost")],
+    ],
+    ids=str,
+)
 def test_an_impossible_hole_is_noticed_even_when_the_sum_is_right(holes: list[tuple[int, int, str]]) -> None:
     missing = sum(last - first + 1 for first, last, _ in holes)
     with pytest.raises(CorruptState, match="impossible hole"):
@@ -96,8 +125,19 @@ def test_an_impossible_hole_is_noticed_even_when_the_sum_is_right(holes: list[tu
 
 
 def test_a_segment_survives_json() -> None:
-    segment = Segment(stream=STREAM, first=10, last=19, count=9, absent=(Absent(12, 12, "halted"),), raw_key="k",
-                      sha256="s", source="rest", run_id="r", commit_id="c", committed_at=1)
+    segment = Segment(
+        stream=STREAM,
+        first=10,
+        last=19,
+        count=9,
+        absent=(Absent(12, 12, "halted"),),
+        raw_key="k",
+        sha256="s",
+        source="rest",
+        run_id="r",
+        commit_id="c",
+        committed_at=1,
+    )
     assert Segment.from_json(json.loads(json.dumps(segment.to_json()))) == segment
     assert segment.interval == (10, 19)
     assert segment.interval.size == 10

@@ -32,8 +32,11 @@ class World:
 
     def open(self, *products: str) -> dict[str, Any]:
         self.runs += 1
-        return self.call(ingest.open_run, events.OpenRun,
-                         {"execution": self.execution(), "input": {"schema_version": 1, "products": list(products)}})
+        return self.call(
+            ingest.open_run,
+            events.OpenRun,
+            {"execution": self.execution(), "input": {"schema_version": 1, "products": list(products)}},
+        )
 
     def call(self, step: Any, model: Any, payload: dict[str, Any]) -> dict[str, Any]:
         """One step with a payload that went through JSON, as between two states."""
@@ -59,11 +62,15 @@ class World:
         return outcome
 
     def fetch(self, base: dict[str, Any], lock: dict[str, Any], chunk: dict[str, int]) -> dict[str, Any]:
-        return self.call(ingest.fetch_step, events.FetchStep,
-                         {"run": base["run"], "stream": base["stream"], "lock": lock, "chunk": chunk})
+        return self.call(
+            ingest.fetch_step,
+            events.FetchStep,
+            {"run": base["run"], "stream": base["stream"], "lock": lock, "chunk": chunk},
+        )
 
-    def commit(self, base: dict[str, Any], lock: dict[str, Any], plan: dict[str, Any],
-               final: bool = False) -> dict[str, Any]:
+    def commit(
+        self, base: dict[str, Any], lock: dict[str, Any], plan: dict[str, Any], final: bool = False
+    ) -> dict[str, Any]:
         return self.call(ingest.commit_step, events.CommitStep, {**base, "lock": lock, "plan": plan, "final": final})
 
     def fetch_and_commit(self, base: dict[str, Any], lock: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
@@ -88,8 +95,14 @@ def make_world(session: boto3.Session, url: str, clock: Any = None, **settings: 
     tables = create_tables(session)
     session.client("s3").create_bucket(Bucket=BUCKET)
     values: dict[str, Any] = {
-        "bucket": BUCKET, "locks_table": tables["locks"], "streams_table": tables["streams"],
-        "throttle_table": tables["throttle"], "database": "schemahub_test", "cold_start_hours": 3.0,
-        "cold_start_trades": 20_000, "chunk_pages": 2,
-        "endpoints": {"coinbase": f"{url}/coinbase", "binance": f"{url}/binance"}}
+        "bucket": BUCKET,
+        "locks_table": tables["locks"],
+        "streams_table": tables["streams"],
+        "throttle_table": tables["throttle"],
+        "database": "schemahub_test",
+        "cold_start_hours": 3.0,
+        "cold_start_trades": 20_000,
+        "chunk_pages": 2,
+        "endpoints": {"coinbase": f"{url}/coinbase", "binance": f"{url}/binance"},
+    }
     return World(build(Settings(**{**values, **settings}), session=session, clock=clock))

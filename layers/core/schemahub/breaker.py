@@ -99,8 +99,9 @@ class _State:
 class Breaker:
     """One worker's view of an exchange's breaker, and the one door to its item. Threads may share one."""
 
-    def __init__(self, table: Any, exchange: str, clock: Clock, rng: random.Random | None = None,
-                 tuning: Tuning | None = None) -> None:
+    def __init__(
+        self, table: Any, exchange: str, clock: Clock, rng: random.Random | None = None, tuning: Tuning | None = None
+    ) -> None:
         self.exchange = exchange
         self.tuning = tuning or Tuning()
         self._table = table
@@ -137,8 +138,9 @@ class Breaker:
             # Those who wait do not come back at the same instant.
             wait_ms = max(1, until - now) + self._rng.randrange(250)
             if wait_ms > patience_ms:
-                raise CircuitOpen(f"the circuit breaker is open for another {max(0, until - now)} ms",
-                                  stream=self.exchange)
+                raise CircuitOpen(
+                    f"the circuit breaker is open for another {max(0, until - now)} ms", stream=self.exchange
+                )
             patience_ms -= wait_ms
             self._clock.sleep(wait_ms / 1000)
 
@@ -192,8 +194,9 @@ class Breaker:
     def _current(self) -> _State:
         now = self._clock.now_ms()
         state = self._seen
-        fresh = state is not None and (0 <= now - self._seen_at < self.tuning.stale_ms
-                                       or (state.state == OPEN and now < state.open_until))
+        fresh = state is not None and (
+            0 <= now - self._seen_at < self.tuning.stale_ms or (state.state == OPEN and now < state.open_until)
+        )
         if state is None or not fresh:
             state = self._see(read(self._table, self._key))
         return state
@@ -209,8 +212,14 @@ class Breaker:
         outcome = self._write(
             "SET #state = :half, #gen = #gen + :one, probe = :token, probe_until = :until",
             "#gen = :gen",
-            {":half": HALF_OPEN, ":one": 1, ":token": token, ":gen": state.gen,
-             ":until": now + round(self.tuning.probe_s * 1000)})
+            {
+                ":half": HALF_OPEN,
+                ":one": 1,
+                ":token": token,
+                ":gen": state.gen,
+                ":until": now + round(self.tuning.probe_s * 1000),
+            },
+        )
         found = self._see(outcome.item)
         # A repeated write whose first answer was lost is refused by its own effect: the token tells.
         if found.state == HALF_OPEN and found.probe == token:
@@ -221,14 +230,20 @@ class Breaker:
         condition = "#gen = :gen"
         values: Item = {":gen": permit.generation, ":one": 1}
         if ok:
-            outcome = self._write("SET #state = :closed, #gen = #gen + :one, failures = :zero, opens = :zero "
-                                  "REMOVE probe, probe_until, open_until", condition,
-                                  {**values, ":closed": CLOSED, ":zero": 0})
+            outcome = self._write(
+                "SET #state = :closed, #gen = #gen + :one, failures = :zero, opens = :zero "
+                "REMOVE probe, probe_until, open_until",
+                condition,
+                {**values, ":closed": CLOSED, ":zero": 0},
+            )
         else:
             opens = self._seen.opens if self._seen else 0
-            outcome = self._write("SET #state = :open, #gen = #gen + :one, opens = opens + :one, open_until = :until "
-                                  "REMOVE probe, probe_until", condition,
-                                  {**values, ":open": OPEN, ":until": self._reopen_at(opens)})
+            outcome = self._write(
+                "SET #state = :open, #gen = #gen + :one, opens = opens + :one, open_until = :until "
+                "REMOVE probe, probe_until",
+                condition,
+                {**values, ":open": OPEN, ":until": self._reopen_at(opens)},
+            )
         self._see(outcome.item)
         if isinstance(outcome, Applied):
             log.warning("circuit breaker probed", extra={"exchange": self.exchange, "closed": ok})
@@ -236,8 +251,9 @@ class Breaker:
     def _succeeded(self, permit: Permit) -> None:
         if self._seen is None or not self._seen.failures:
             return
-        outcome = self._write("SET failures = :zero", "#gen = :gen", {":zero": 0, ":gen": permit.generation},
-                              {"#gen": "gen"})
+        outcome = self._write(
+            "SET failures = :zero", "#gen = :gen", {":zero": 0, ":gen": permit.generation}, {"#gen": "gen"}
+        )
         self._see(outcome.item)
 
     def _failed(self, permit: Permit) -> None:
@@ -246,23 +262,35 @@ class Breaker:
         counted = self._write(
             "SET #state = :closed, #gen = :gen, failures = if_not_exists(failures, :zero) + :one, failed_at = :now",
             "attribute_not_exists(#gen) OR (#gen = :gen AND failed_at >= :since)",
-            {**values, ":closed": CLOSED, ":zero": 0, ":since": now - round(self.tuning.window_s * 1000)})
+            {**values, ":closed": CLOSED, ":zero": 0, ":since": now - round(self.tuning.window_s * 1000)},
+        )
         state = self._see(counted.item)
         if isinstance(counted, Applied):
             if state.failures >= self.tuning.threshold:
                 self._open(state)
         elif state.gen == permit.generation:
             # The last failure is long past: count from one, unless somebody else just did.
-            self._see(self._write("SET failures = :one, failed_at = :now",
-                                  "#gen = :gen AND failed_at = :seen",
-                                  {**values, ":seen": state.failed_at}, {"#gen": "gen"}).item)
+            self._see(
+                self._write(
+                    "SET failures = :one, failed_at = :now",
+                    "#gen = :gen AND failed_at = :seen",
+                    {**values, ":seen": state.failed_at},
+                    {"#gen": "gen"},
+                ).item
+            )
 
     def _open(self, state: _State) -> None:
         outcome = self._write(
             "SET #state = :open, #gen = #gen + :one, opens = :one, open_until = :until",
             "#gen = :gen AND failures >= :threshold",
-            {":open": OPEN, ":gen": state.gen, ":one": 1, ":threshold": self.tuning.threshold,
-             ":until": self._reopen_at(0)})
+            {
+                ":open": OPEN,
+                ":gen": state.gen,
+                ":one": 1,
+                ":threshold": self.tuning.threshold,
+                ":until": self._reopen_at(0),
+            },
+        )
         self._see(outcome.item)
         if isinstance(outcome, Applied):
             log.error("circuit breaker opened", extra={"exchange": self.exchange, "failures": state.failures})

@@ -49,13 +49,24 @@ Outcome = Committed | Superseded | Fenced
 def segment_of(stream: Stream, raw: RawObject, run_id: str, source: str, now_ms: int) -> Segment:
     """The segment that a raw object proves. Its ``commit_id`` depends on nothing but stream, range and content."""
     identity = f"{stream}|{raw.first}|{raw.last}|{raw.key}|{raw.sha256}"
-    return Segment(stream=stream, first=raw.first, last=raw.last, count=raw.count, absent=raw.absent, raw_key=raw.key,
-                   sha256=raw.sha256, source=source, run_id=run_id,
-                   commit_id=hashlib.sha256(identity.encode()).hexdigest(), committed_at=now_ms)
+    return Segment(
+        stream=stream,
+        first=raw.first,
+        last=raw.last,
+        count=raw.count,
+        absent=raw.absent,
+        raw_key=raw.key,
+        sha256=raw.sha256,
+        source=source,
+        run_id=run_id,
+        commit_id=hashlib.sha256(identity.encode()).hexdigest(),
+        committed_at=now_ms,
+    )
 
 
-def commit_segments(ledger: Ledger, locks: Locks, lease: Lease, segments: Sequence[Segment], base: int | None,
-                    clock: Clock) -> Outcome:
+def commit_segments(
+    ledger: Ledger, locks: Locks, lease: Lease, segments: Sequence[Segment], base: int | None, clock: Clock
+) -> Outcome:
     """Commit continuous segments that follow ``base``; several transactions when there are many.
 
     Args:
@@ -72,7 +83,7 @@ def commit_segments(ledger: Ledger, locks: Locks, lease: Lease, segments: Sequen
         end = segment.last
     outcome: Outcome = Superseded(base)
     for start in range(0, len(segments), MAX_SEGMENTS_PER_TRANSACTION):
-        group = segments[start:start + MAX_SEGMENTS_PER_TRANSACTION]
+        group = segments[start : start + MAX_SEGMENTS_PER_TRANSACTION]
         outcome = _commit_group(ledger, locks, lease, group, base, clock)
         if not isinstance(outcome, Committed):
             return outcome
@@ -80,8 +91,9 @@ def commit_segments(ledger: Ledger, locks: Locks, lease: Lease, segments: Sequen
     return outcome
 
 
-def _commit_group(ledger: Ledger, locks: Locks, lease: Lease, group: Sequence[Segment], base: int | None,
-                  clock: Clock) -> Outcome:
+def _commit_group(
+    ledger: Ledger, locks: Locks, lease: Lease, group: Sequence[Segment], base: int | None, clock: Clock
+) -> Outcome:
     for attempt in range(MAX_TRIES):
         try:
             ledger.commit(locks, lease, group, base, clock.now_ms())
@@ -91,9 +103,12 @@ def _commit_group(ledger: Ledger, locks: Locks, lease: Lease, group: Sequence[Se
             if outcome is not None:
                 return outcome
             if "ConditionalCheckFailed" in _reasons(error):
-                raise CorruptState("the watermark and the lock are as planned, yet the commit is refused: a segment "
-                                   "stands beyond the watermark, or its fence is newer", stream=group[0].stream,
-                                   span=(group[0].first, group[-1].last)) from error
+                raise CorruptState(
+                    "the watermark and the lock are as planned, yet the commit is refused: a segment "
+                    "stands beyond the watermark, or its fence is newer",
+                    stream=group[0].stream,
+                    span=(group[0].first, group[-1].last),
+                ) from error
             if attempt == MAX_TRIES - 1 or not _passing(error):
                 raise
             clock.sleep(0.1 * 2**attempt)

@@ -32,14 +32,21 @@ class Rejected:
     item: Item
 
 
-def update_if(table: Any, key: Item, update: str, condition: str, values: Item,
-              names: Mapping[str, str] | None = None) -> Applied | Rejected:
+def update_if(
+    table: Any, key: Item, update: str, condition: str, values: Item, names: Mapping[str, str] | None = None
+) -> Applied | Rejected:
     """UpdateItem of a boto3 ``Table`` under a condition; every other error goes to the caller."""
     named = {"ExpressionAttributeNames": dict(names)} if names else {}
     try:
         answer = table.update_item(
-            Key=key, UpdateExpression=update, ConditionExpression=condition, ExpressionAttributeValues=values,
-            ReturnValues="ALL_NEW", ReturnValuesOnConditionCheckFailure="ALL_OLD", **named)
+            Key=key,
+            UpdateExpression=update,
+            ConditionExpression=condition,
+            ExpressionAttributeValues=values,
+            ReturnValues="ALL_NEW",
+            ReturnValuesOnConditionCheckFailure="ALL_OLD",
+            **named,
+        )
     except ClientError as error:
         if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
             raise

@@ -51,8 +51,9 @@ class SchemaHubError(Exception):
 
     remedy = "See docs/operations.md."
 
-    def __init__(self, message: str, *, stream: object = None, span: tuple[int, int] | None = None,
-                 remedy: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, stream: object = None, span: tuple[int, int] | None = None, remedy: str | None = None
+    ) -> None:
         self.stream = str(stream) if stream is not None else None
         self.span = span
         self.reason = message
@@ -87,7 +88,7 @@ class BadMapping(BadInput):
 
 
 class BadStateInput(BadInput):
-    remedy = "Start the state machine with {\"schema_version\": 1} and only documented keys."
+    remedy = 'Start the state machine with {"schema_version": 1} and only documented keys.'
 
 
 class SchemaVersionMismatch(BadInput):

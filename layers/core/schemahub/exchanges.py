@@ -59,8 +59,9 @@ class RequestsHttp:
 
     def get(self, url: str, params: dict[str, str]) -> Answer:
         try:
-            with self.session.get(url, params=params, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-                                  allow_redirects=False, stream=True) as response:
+            with self.session.get(
+                url, params=params, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S), allow_redirects=False, stream=True
+            ) as response:
                 body = b"".join(self._bounded(response))
                 return Answer(response.status_code, {k.lower(): v for k, v in response.headers.items()}, body)
         except requests.exceptions.SSLError as error:
@@ -142,8 +143,9 @@ class Exchange:
             status = str(row.get(spec.status))
             if re.fullmatch(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}", product):
                 disabled = bool(spec.disabled and row.get(spec.disabled))
-                products.append(Product(product, str(row.get(spec.symbol)), status,
-                                        status in spec.online and not disabled))
+                products.append(
+                    Product(product, str(row.get(spec.symbol)), status, status in spec.online and not disabled)
+                )
         return sorted(products, key=lambda p: p.product)
 
     def _trades(self, stream: Stream, query: dict[str, str]) -> list[Row]:
@@ -172,15 +174,17 @@ class Exchange:
         status, spec = answer.status, self.mapping.requests
         said = answer.body[:120].decode("utf-8", "replace")
         if status in self.mapping.limits.slow_down_status:
-            return RateLimited(f"status {status}", retry_after_s=retry_after_s(answer.headers.get("retry-after")),
-                               stream=about)
+            return RateLimited(
+                f"status {status}", retry_after_s=retry_after_s(answer.headers.get("retry-after")), stream=about
+            )
         if status >= 500 or status == 408:
             return ExchangeUnavailable(f"status {status}: {said}", stream=about)
         if stream and status in spec.unknown_product_status and self._says_unknown(answer.body):
             return UnknownProduct(f"{self.mapping.name} does not know this product (status {status})", stream=about)
         if 300 <= status < 400:
-            return ExchangeRefused(f"redirected to {answer.headers.get('location', '?')[:120]!r}, not followed",
-                                   stream=about)
+            return ExchangeRefused(
+                f"redirected to {answer.headers.get('location', '?')[:120]!r}, not followed", stream=about
+            )
         return ExchangeRefused(f"status {status}: {said}", stream=about)
 
     def _says_unknown(self, body: bytes) -> bool:
@@ -274,11 +278,11 @@ def _skip(text: str, at: int) -> int:
 def _elements(text: str, at: int) -> Iterator[tuple[Any, str]]:
     """Each element of a JSON array with its text; line breaks (only ever between tokens) become nothing."""
     at = _skip(text, at)
-    if text[at:at + 1] != "[":
+    if text[at : at + 1] != "[":
         json.loads(text, parse_constant=_no_constant)
         raise ValueError("a list of trades was expected")
     at = _skip(text, at + 1)
-    if text[at:at + 1] == "]":
+    if text[at : at + 1] == "]":
         at += 1
     else:
         while True:
@@ -286,7 +290,7 @@ def _elements(text: str, at: int) -> Iterator[tuple[Any, str]]:
             raw = text[at:end]
             yield value, raw if "\n" not in raw and "\r" not in raw else re.sub(r"[\r\n]+", "", raw)
             at = _skip(text, end)
-            separator = text[at:at + 1]
+            separator = text[at : at + 1]
             at += 1
             if separator == "]":
                 break

@@ -24,10 +24,15 @@ def release_failed(event: dict[str, Any], deps: Deps, sns: Any, topic_arn: str) 
     detail = event["detail"]
     arn, status = detail["executionArn"], detail["status"]
     released = deps.locks.release_run(arn, ended_ms=detail.get("stopDate"))
-    message = {"execution": arn, "status": status, "error": detail.get("error"),
-               "cause": (detail.get("cause") or "")[:1000], "released": released,
-               "remedy": "Look at the failed state in the Step Functions console and redrive the execution; "
-                         "finished chunks are not fetched again."}
+    message = {
+        "execution": arn,
+        "status": status,
+        "error": detail.get("error"),
+        "cause": (detail.get("cause") or "")[:1000],
+        "released": released,
+        "remedy": "Look at the failed state in the Step Functions console and redrive the execution; "
+        "finished chunks are not fetched again.",
+    }
     subject = f"SchemaHub: {detail.get('name', 'execution')} {status}"[:MAX_SUBJECT]
     sns.publish(TopicArn=topic_arn, Subject=subject, Message=json.dumps(message, indent=1))
     return {"released": released, "status": status}

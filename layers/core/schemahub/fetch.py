@@ -45,8 +45,16 @@ class Fetched:
     """Rows that nobody had asked for."""
 
 
-def fetch_chunk(source: PageSource, stream: Stream, chunk: Chunk, *, page_size: int, descending: bool,
-                pause: Callable[[float], None], tick: Callable[[], None] = lambda: None) -> Fetched:
+def fetch_chunk(
+    source: PageSource,
+    stream: Stream,
+    chunk: Chunk,
+    *,
+    page_size: int,
+    descending: bool,
+    pause: Callable[[float], None],
+    tick: Callable[[], None] = lambda: None,
+) -> Fetched:
     """All rows of ``chunk``, complete or an error.
 
     ``pause`` sleeps for seconds before a second look; ``tick`` is called after each answer (lease renewal).
@@ -117,8 +125,11 @@ class _Fetch:
             if not wanted and self.is_before(end, ids[-1]):
                 return
             if not wanted:
-                raise IncompletePage("the answer holds only rows that nobody asked for", stream=self.stream,
-                                     span=(min(at, end), max(at, end)))
+                raise IncompletePage(
+                    "the answer holds only rows that nobody asked for",
+                    stream=self.stream,
+                    span=(min(at, end), max(at, end)),
+                )
             at = wanted[-1] + self.sign
 
     def look_again(self, hole: Interval) -> None:
@@ -134,16 +145,22 @@ class _Fetch:
             ids = self.ask(at, end + self.sign)
             inside = [i for i in ids if self.is_before(at, i) and self.is_before(i, beyond)]
             if at not in ids or not (inside or beyond in ids):
-                raise IncompletePage("ids are missing, and the second look does not show the trades around them",
-                                     stream=self.stream, span=(hole.first, hole.last))
+                raise IncompletePage(
+                    "ids are missing, and the second look does not show the trades around them",
+                    stream=self.stream,
+                    span=(hole.first, hole.last),
+                )
             at = inside[-1] if inside else beyond
 
     def _trade_from(self, end: int) -> int:
         """The next trade from ``end`` on, in the direction of travel: ``end`` itself, or one behind the chunk."""
         shown = [i for i in self.ask(end, end) if not self.is_before(i, end)]
         if not shown:
-            raise IncompletePage("ids are missing, and no trade behind them is shown", stream=self.stream,
-                                 span=(self.chunk.first, self.chunk.last))
+            raise IncompletePage(
+                "ids are missing, and no trade behind them is shown",
+                stream=self.stream,
+                span=(self.chunk.first, self.chunk.last),
+            )
         return shown[0]
 
     def _trade_before(self, start: int) -> int:
@@ -156,8 +173,11 @@ class _Fetch:
             at = start - self.sign * reach if found is None else (found + empty_from) // 2
             at = min(MAX_POSITION, max(1, at))
             if found is None and (at == empty_from or reach > MAX_REACH):
-                raise IncompletePage("ids are missing, and no trade before them is shown", stream=self.stream,
-                                     span=(self.chunk.first, self.chunk.last))
+                raise IncompletePage(
+                    "ids are missing, and no trade before them is shown",
+                    stream=self.stream,
+                    span=(self.chunk.first, self.chunk.last),
+                )
             shown = [i for i in self.ask(at, at) if self.is_before(i, start)]
             if shown and (found is None or self.is_before(found, shown[-1])):
                 found = shown[-1]
@@ -177,8 +197,11 @@ class _Fetch:
         """Raises IncompletePage when there are more than ``MAX_HOLES``."""
         holes = self.holes()
         if len(holes) > MAX_HOLES:
-            raise IncompletePage(f"{len(holes)} separate holes, {sum(h.size for h in holes)} ids are missing",
-                                 stream=self.stream, span=(self.chunk.first, self.chunk.last))
+            raise IncompletePage(
+                f"{len(holes)} separate holes, {sum(h.size for h in holes)} ids are missing",
+                stream=self.stream,
+                span=(self.chunk.first, self.chunk.last),
+            )
 
     def holes(self) -> list[Interval]:
         """The ids of the chunk that are not here, as intervals, without walking over every id that is."""

@@ -37,8 +37,9 @@ def open_run(event: events.OpenRun, deps: Deps) -> dict[str, Any]:
     wanted = select_streams(deps, event.input)
     for name in sorted({s.exchange for s in wanted}):
         try:
-            lease = deps.locks.acquire(process_lock(name), event.execution.Id, event.execution.Id,
-                                       event.execution.RedriveCount)
+            lease = deps.locks.acquire(
+                process_lock(name), event.execution.Id, event.execution.Id, event.execution.RedriveCount
+            )
         except LockBusy:
             skipped.append(name)
             continue
@@ -48,8 +49,15 @@ def open_run(event: events.OpenRun, deps: Deps) -> dict[str, Any]:
     mixed = [s for group in itertools.zip_longest(*streams) for s in group if s is not None]
     key = f"{PREFIX}plans/{run['id']}/streams.jsonl"
     deps.objects.put(key, "".join(json.dumps(s.to_json()) + "\n" for s in mixed).encode())
-    return {"schema_version": 1, "run": run, "bucket": deps.settings.bucket, "streams_key": key,
-            "streams": len(mixed), "skipped": skipped, "status": "open" if mixed else "skipped"}
+    return {
+        "schema_version": 1,
+        "run": run,
+        "bucket": deps.settings.bucket,
+        "streams_key": key,
+        "streams": len(mixed),
+        "skipped": skipped,
+        "status": "open" if mixed else "skipped",
+    }
 
 
 def select_streams(deps: Deps, request: events.IngestInput) -> list[Stream]:
@@ -68,8 +76,10 @@ def select_streams(deps: Deps, request: events.IngestInput) -> list[Stream]:
     if unknown:
         raise UnknownExchange(f"no mapping for {', '.join(sorted(unknown))} (known: {', '.join(exchanges())})")
     if not streams:
-        raise BadConfig("there are no products to ingest",
-                        remedy="Write the seed list with `schemahub update-seed`, or name products.")
+        raise BadConfig(
+            "there are no products to ingest",
+            remedy="Write the seed list with `schemahub update-seed`, or name products.",
+        )
     return sorted(set(streams))
 
 
@@ -150,8 +160,14 @@ def plan_stream(event: events.PlanStep, deps: Deps) -> dict[str, Any]:
         return {"status": "nothing_new", "chunks": 0, "base": base, "head": head}
     key = f"{PREFIX}plans/{event.run.id}/{stream.exchange}/{stream.product}.jsonl"
     deps.objects.put(key, plan.to_jsonl(chunks))
-    return {"status": "planned", "chunks": len(chunks), "bucket": deps.settings.bucket, "chunks_key": key,
-            "base": base, "head": head}
+    return {
+        "status": "planned",
+        "chunks": len(chunks),
+        "bucket": deps.settings.bucket,
+        "chunks_key": key,
+        "base": base,
+        "head": head,
+    }
 
 
 def chunks_to_fetch(deps: Deps, stream: Stream, mark: Watermark | None) -> tuple[list[Chunk], int]:
@@ -167,8 +183,9 @@ def chunks_to_fetch(deps: Deps, stream: Stream, mark: Watermark | None) -> tuple
     return plan.cut(first, head.settled, size), head.settled
 
 
-def _cold_start(deps: Deps, mapping: Mapping, exchange: PacedExchange, stream: Stream, page: list[Row],
-                now_us: int) -> int:
+def _cold_start(
+    deps: Deps, mapping: Mapping, exchange: PacedExchange, stream: Stream, page: list[Row], now_us: int
+) -> int:
     floor = max(0, max(r.id for r in page) - deps.settings.cold_start_trades)
     target_us = now_us - int(deps.settings.cold_start_hours * 3600e6)
 
@@ -194,9 +211,15 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
         for renewer in renewers:
             renewer.tick()
 
-    fetched = fetch_chunk(PacedExchange.of(deps, stream.exchange), stream, chunk,
-                          page_size=mapping.requests.page_size, descending=mapping.requests.cursor.descending,
-                          pause=deps.clock.sleep, tick=tick)
+    fetched = fetch_chunk(
+        PacedExchange.of(deps, stream.exchange),
+        stream,
+        chunk,
+        page_size=mapping.requests.page_size,
+        descending=mapping.requests.cursor.descending,
+        pause=deps.clock.sleep,
+        tick=tick,
+    )
     raw.store(deps.objects, stream, fetched)
     deps.count("RequestsSent", fetched.requests)
     deps.count("TradesFetched", len(fetched.texts))
@@ -227,8 +250,9 @@ def commit_step(event: events.CommitStep, deps: Deps) -> dict[str, Any]:
     if prefix:
         now = deps.clock.now_ms()
         segments = [segment_of(stream, finished[c], event.run.id, "rest", now) for c in prefix]
-        outcome = commit.commit_segments(deps.ledger, deps.locks, lease, segments, mark.high if mark else None,
-                                         deps.clock)
+        outcome = commit.commit_segments(
+            deps.ledger, deps.locks, lease, segments, mark.high if mark else None, deps.clock
+        )
         if isinstance(outcome, Fenced):
             raise LockLost("the lock was taken over before the commit", stream=stream)
         if not isinstance(outcome, Committed):
@@ -241,15 +265,24 @@ def commit_step(event: events.CommitStep, deps: Deps) -> dict[str, Any]:
     return _remaining(event, deps, stream, prefix, missing)
 
 
-def _remaining(event: events.CommitStep, deps: Deps, stream: Stream, prefix: list[Chunk],
-               missing: list[Chunk]) -> dict[str, Any]:
+def _remaining(
+    event: events.CommitStep, deps: Deps, stream: Stream, prefix: list[Chunk], missing: list[Chunk]
+) -> dict[str, Any]:
     if event.final:
-        raise IncompleteChunks(f"{len(missing)} chunks are missing, the first of them", stream=stream,
-                               span=(missing[0].first, missing[0].last))
+        raise IncompleteChunks(
+            f"{len(missing)} chunks are missing, the first of them",
+            stream=stream,
+            span=(missing[0].first, missing[0].last),
+        )
     key = event.plan.chunks_key.removesuffix(".jsonl") + ".remaining.jsonl"
     deps.objects.put(key, plan.to_jsonl(missing))
-    return {"status": "partial", "committed": len(prefix), "remaining": len(missing),
-            "bucket": deps.settings.bucket, "remaining_key": key}
+    return {
+        "status": "partial",
+        "committed": len(prefix),
+        "remaining": len(missing),
+        "bucket": deps.settings.bucket,
+        "remaining_key": key,
+    }
 
 
 def _planned(deps: Deps, key: str) -> list[Chunk]:
@@ -275,7 +308,8 @@ def close_run(event: events.CloseRun, deps: Deps) -> dict[str, Any]:
     failed_key = key.removesuffix(".jsonl") + ".failed.jsonl"
     deps.objects.put(failed_key, "".join(json.dumps(s.to_json()) + "\n" for s in failed).encode())
     for exchange, fence in event.run.fences.items():
-        deps.locks.release(Lease(process_lock(exchange), event.run.arn, event.run.arn, 0, fence),
-                           event.execution.RedriveCount)
+        deps.locks.release(
+            Lease(process_lock(exchange), event.run.arn, event.run.arn, 0, fence), event.execution.RedriveCount
+        )
     deps.count("StreamsFailed", len(failed))
     return {"streams": len(streams), "failed": len(failed), "bucket": deps.settings.bucket, "failed_key": failed_key}

@@ -86,14 +86,20 @@ class Ledger:
         low, last = segments[0].first, segments[-1].last
         values = {":new": last, ":fence": lease.fence, ":now": now_ms}
         if base is None:
-            move = self._action("Update", Key={"stream": str(segments[0].stream), "item": "watermark"},
-                                UpdateExpression="SET low = :low, high = :new, fence = :fence, updated_at = :now",
-                                values={**values, ":low": low})
+            move = self._action(
+                "Update",
+                Key={"stream": str(segments[0].stream), "item": "watermark"},
+                UpdateExpression="SET low = :low, high = :new, fence = :fence, updated_at = :now",
+                values={**values, ":low": low},
+            )
         else:
-            move = self._action("Update", Key={"stream": str(segments[0].stream), "item": "watermark"},
-                                UpdateExpression="SET high = :new, fence = :fence, updated_at = :now",
-                                ConditionExpression="high = :base AND fence <= :fence",
-                                values={**values, ":base": base})
+            move = self._action(
+                "Update",
+                Key={"stream": str(segments[0].stream), "item": "watermark"},
+                UpdateExpression="SET high = :new, fence = :fence, updated_at = :now",
+                ConditionExpression="high = :base AND fence <= :fence",
+                values={**values, ":base": base},
+            )
         puts = [self._action("Put", Item=_item(segment)) for segment in segments]
         self.client.transact_write_items(TransactItems=[locks.condition_check(lease), move, *puts])
 
@@ -106,8 +112,10 @@ class Ledger:
         if values:
             parts["ExpressionAttributeValues"] = {k: typed(v) for k, v in values.items()}
         if "ConditionExpression" not in parts:
-            parts |= {"ConditionExpression": "attribute_not_exists(#stream)",
-                      "ExpressionAttributeNames": {"#stream": "stream"}}
+            parts |= {
+                "ConditionExpression": "attribute_not_exists(#stream)",
+                "ExpressionAttributeNames": {"#stream": "stream"},
+            }
         return {kind: {"TableName": self.table.name, **parts}}
 
     def restore(self, stream: Stream, low: int, high: int, segments: Sequence[Segment], now_ms: int) -> None:
@@ -121,7 +129,8 @@ class Ledger:
             Key={"stream": str(stream), "item": "watermark"},
             UpdateExpression="SET low = :low, high = :high, fence = :zero, updated_at = :now",
             ConditionExpression="attribute_not_exists(high) OR (high <= :high AND low >= :low)",
-            ExpressionAttributeValues={":low": low, ":high": high, ":zero": 0, ":now": now_ms})
+            ExpressionAttributeValues={":low": low, ":high": high, ":zero": 0, ":now": now_ms},
+        )
 
     def mark_published(self, segments: Sequence[Segment], published_in: str) -> None:
         """Take segments out of the pending index, naming the snapshot. Repeating it changes nothing."""
@@ -130,26 +139,35 @@ class Ledger:
                 self.table.update_item(
                     Key={"stream": str(segment.stream), "item": _segment_item(segment.first)},
                     UpdateExpression="SET published_in = if_not_exists(published_in, :ref) REMOVE #p, pending_key",
-                    ConditionExpression="commit_id = :commit", ExpressionAttributeNames={"#p": "pending"},
-                    ExpressionAttributeValues={":ref": published_in, ":commit": segment.commit_id})
+                    ConditionExpression="commit_id = :commit",
+                    ExpressionAttributeNames={"#p": "pending"},
+                    ExpressionAttributeValues={":ref": published_in, ":commit": segment.commit_id},
+                )
             except ClientError as error:
                 if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
                     raise
-                raise CorruptState("the ledger holds another segment than the one that was published",
-                                   stream=segment.stream, span=segment.interval) from error
+                raise CorruptState(
+                    "the ledger holds another segment than the one that was published",
+                    stream=segment.stream,
+                    span=segment.interval,
+                ) from error
 
     def finish_run(self, stream: Stream, run: str, outcome: str, now_ms: int) -> None:
         """Record that ``run`` came to the end of the stream's work, so that the run can tell who failed."""
-        self.table.put_item(Item={"stream": str(stream), "item": "last_run", "run": run, "outcome": outcome,
-                                  "finished_at": now_ms})
+        self.table.put_item(
+            Item={"stream": str(stream), "item": "last_run", "run": run, "outcome": outcome, "finished_at": now_ms}
+        )
 
     def last_run(self, stream: Stream) -> dict[str, Any] | None:
         return self._get(stream, "last_run")
 
     def _put_new(self, item: dict[str, Any]) -> None:
         try:
-            self.table.put_item(Item=item, ConditionExpression="attribute_not_exists(#stream)",
-                                ExpressionAttributeNames={"#stream": "stream"})
+            self.table.put_item(
+                Item=item,
+                ConditionExpression="attribute_not_exists(#stream)",
+                ExpressionAttributeNames={"#stream": "stream"},
+            )
         except ClientError as error:
             if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
                 raise
@@ -187,12 +205,20 @@ def _item(segment: Segment) -> dict[str, Any]:
 def _segment(item: dict[str, Any]) -> Segment:
     try:
         return Segment(
-            stream=Stream.parse(item["stream"]), first=_integer(item["first"]), last=_integer(item["last"]),
+            stream=Stream.parse(item["stream"]),
+            first=_integer(item["first"]),
+            last=_integer(item["last"]),
             count=_integer(item["count"]),
             absent=tuple(Absent(_integer(a), _integer(b), kind) for a, b, kind in item["absent"]),
-            raw_key=item["raw_key"], sha256=item["sha256"], source=item["source"], run_id=item["run_id"],
-            commit_id=item["commit_id"], committed_at=_integer(item["committed_at"]),
-            published_in=item.get("published_in"))
+            raw_key=item["raw_key"],
+            sha256=item["sha256"],
+            source=item["source"],
+            run_id=item["run_id"],
+            commit_id=item["commit_id"],
+            committed_at=_integer(item["committed_at"]),
+            published_in=item.get("published_in"),
+        )
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptState(f"segment item {item.get('item')!r} is not readable: {error!r}",
-                           stream=item.get("stream")) from error
+        raise CorruptState(
+            f"segment item {item.get('item')!r} is not readable: {error!r}", stream=item.get("stream")
+        ) from error

@@ -72,14 +72,25 @@ class Locks:
         """
         now = self.clock.now_ms()
         outcome = update_if(
-            self._table, {"lock_id": lock_id},
+            self._table,
+            {"lock_id": lock_id},
             "SET #owner = :me, #run = :run, #attempt = :attempt, #until = :until, #since = :now, "
             "#fence = if_not_exists(#fence, :zero) + :one",
             f"{_SOUND} AND ({_FREE} OR (#owner <> :me AND (#until < :dead OR #run = :run)) "
             "OR (#owner = :me AND #attempt < :attempt))",
-            {":me": owner, ":run": run, ":attempt": attempt, ":until": now + self._lease_ms, ":now": now, ":zero": 0,
-             ":one": 1, ":dead": now - self._skew_ms, ":number": "N"},
-            _ALL_NAMES)
+            {
+                ":me": owner,
+                ":run": run,
+                ":attempt": attempt,
+                ":until": now + self._lease_ms,
+                ":now": now,
+                ":zero": 0,
+                ":one": 1,
+                ":dead": now - self._skew_ms,
+                ":number": "N",
+            },
+            _ALL_NAMES,
+        )
         if isinstance(outcome, Applied):
             return Lease(lock_id, owner, run, attempt, whole(outcome.item, "fence"))
         return self._found(outcome.item, Lease(lock_id, owner, run, attempt, 0))
@@ -89,11 +100,14 @@ class Locks:
         holder = _check(item, wanted.lock_id)
         if holder is None or holder.owner != wanted.owner:
             left = whole(item, "lease_until", 0) - self.clock.now_ms()
-            raise LockBusy(f"held by {holder.owner if holder else 'somebody'} for another {left} ms",
-                           stream=wanted.lock_id)
+            raise LockBusy(
+                f"held by {holder.owner if holder else 'somebody'} for another {left} ms", stream=wanted.lock_id
+            )
         if holder.attempt > wanted.attempt:
-            raise LockLost(f"attempt {holder.attempt} of the same execution holds it, this is attempt {wanted.attempt}",
-                           stream=wanted.lock_id)
+            raise LockLost(
+                f"attempt {holder.attempt} of the same execution holds it, this is attempt {wanted.attempt}",
+                stream=wanted.lock_id,
+            )
         lease = replace(wanted, fence=holder.fence)
         self.renew(lease)
         return lease
@@ -107,8 +121,11 @@ class Locks:
         outcome = self._extend(lease, "#owner = :me AND #fence = :fence", {":fence": lease.fence})
         if not isinstance(outcome, Applied):
             holder = _check(outcome.item, lease.lock_id)
-            raise LockLost(f"fence {lease.fence} is over: " + (f"{holder.owner} holds fence {holder.fence}" if holder
-                                                               else "the lock was released"), stream=lease.lock_id)
+            raise LockLost(
+                f"fence {lease.fence} is over: "
+                + (f"{holder.owner} holds fence {holder.fence}" if holder else "the lock was released"),
+                stream=lease.lock_id,
+            )
 
     def keep(self, lease: Lease) -> None:
         """Renewal by a helper of the owner (a chunk fetcher), which writes nothing that needs the fence.
@@ -128,8 +145,14 @@ class Locks:
 
     def _extend(self, lease: Lease, condition: str, values: Item) -> Any:
         names = {name: _NAMES[name] for name in ("#owner", "#until", "#fence") if name == "#until" or name in condition}
-        return update_if(self._table, {"lock_id": lease.lock_id}, "SET #until = :until", condition,
-                         {":me": lease.owner, ":until": self.clock.now_ms() + self._lease_ms, **values}, names)
+        return update_if(
+            self._table,
+            {"lock_id": lease.lock_id},
+            "SET #until = :until",
+            condition,
+            {":me": lease.owner, ":until": self.clock.now_ms() + self._lease_ms, **values},
+            names,
+        )
 
     def ensure(self, lease: Lease, attempt: int | None = None) -> tuple[Lease, bool]:
         """Begin a guarded step: renew, or take the lost lock again under a new fence.
@@ -157,9 +180,14 @@ class Locks:
         and its attempt decide: an older attempt never releases a newer one's lock.
         """
         latest = max(lease.attempt, attempt or 0)
-        outcome = update_if(self._table, {"lock_id": lease.lock_id}, _REMOVE,
-                            "#owner = :me AND #attempt <= :attempt", {":me": lease.owner, ":attempt": latest},
-                            {n: v for n, v in _ALL_NAMES.items() if n != "#fence"})
+        outcome = update_if(
+            self._table,
+            {"lock_id": lease.lock_id},
+            _REMOVE,
+            "#owner = :me AND #attempt <= :attempt",
+            {":me": lease.owner, ":attempt": latest},
+            {n: v for n, v in _ALL_NAMES.items() if n != "#fence"},
+        )
         return isinstance(outcome, Applied)
 
     def release_run(self, run: str, ended_ms: int | None = None) -> list[str]:
@@ -172,8 +200,14 @@ class Locks:
             lease = _check(item, item["lock_id"])
             if lease is None or (ended_ms is not None and whole(item, "acquired_at") > ended_ms):
                 continue
-            outcome = update_if(self._table, {"lock_id": lease.lock_id}, _REMOVE,
-                                "#run = :run AND #fence = :fence", {":run": run, ":fence": lease.fence}, _ALL_NAMES)
+            outcome = update_if(
+                self._table,
+                {"lock_id": lease.lock_id},
+                _REMOVE,
+                "#run = :run AND #fence = :fence",
+                {":run": run, ":fence": lease.fence},
+                _ALL_NAMES,
+            )
             if isinstance(outcome, Applied):
                 freed.append(lease.lock_id)
         return sorted(freed)
@@ -184,9 +218,12 @@ class Locks:
         page: Item = {}
         while True:
             page = self._table.scan(
-                ConsistentRead=True, FilterExpression="#run = :run", ExpressionAttributeNames={"#run": "run"},
+                ConsistentRead=True,
+                FilterExpression="#run = :run",
+                ExpressionAttributeNames={"#run": "run"},
                 ExpressionAttributeValues={":run": run},
-                **({"ExclusiveStartKey": page["LastEvaluatedKey"]} if page else {}))
+                **({"ExclusiveStartKey": page["LastEvaluatedKey"]} if page else {}),
+            )
             found += page["Items"]
             if "LastEvaluatedKey" not in page:
                 return found
@@ -200,13 +237,15 @@ class Locks:
 
         In the low-level client's types; the lease's expiry does not matter, as in ``renew``.
         """
-        return {"ConditionCheck": {
-            "TableName": self._table.name,
-            "Key": {"lock_id": {"S": lease.lock_id}},
-            "ConditionExpression": "#owner = :me AND #fence = :fence",
-            "ExpressionAttributeNames": {"#owner": "owner", "#fence": "fence"},
-            "ExpressionAttributeValues": {":me": {"S": lease.owner}, ":fence": {"N": str(lease.fence)}},
-        }}
+        return {
+            "ConditionCheck": {
+                "TableName": self._table.name,
+                "Key": {"lock_id": {"S": lease.lock_id}},
+                "ConditionExpression": "#owner = :me AND #fence = :fence",
+                "ExpressionAttributeNames": {"#owner": "owner", "#fence": "fence"},
+                "ExpressionAttributeValues": {":me": {"S": lease.owner}, ":fence": {"N": str(lease.fence)}},
+            }
+        }
 
 
 def _check(item: Item, lock_id: str) -> Lease | None:

@@ -165,22 +165,42 @@ def _explain(error: Any) -> str:
 def _typed(doc: dict[str, Any]) -> Mapping:
     products, requests, limits, fields = doc["products"], doc["requests"], doc["limits"], doc["fields"]
     return Mapping(
-        exchange=doc["exchange"], name=doc["name"], base_url=doc["base_url"].rstrip("/"), symbol=doc["symbol"],
+        exchange=doc["exchange"],
+        name=doc["name"],
+        base_url=doc["base_url"].rstrip("/"),
+        symbol=doc["symbol"],
         products=Products(**{**products, "online": tuple(products["online"]), "disabled": products.get("disabled")}),
         requests=Requests(
-            path=requests["path"], query=requests.get("query", {}), rows=requests["rows"],
-            page_size=requests["page_size"], size_parameter=requests["size_parameter"],
-            cursor=Cursor(**requests["cursor"]), settle_seconds=requests["settle_seconds"],
+            path=requests["path"],
+            query=requests.get("query", {}),
+            rows=requests["rows"],
+            page_size=requests["page_size"],
+            size_parameter=requests["size_parameter"],
+            cursor=Cursor(**requests["cursor"]),
+            settle_seconds=requests["settle_seconds"],
             unknown_product_status=tuple(requests["unknown_product_status"]),
-            unknown_product_code=requests.get("unknown_product_code")),
-        limits=Limits(amount=limits["amount"], per_seconds=limits["per_seconds"], burst=limits["burst"],
-                      cost=limits["cost"], slow_down_status=tuple(limits["slow_down_status"])),
-        fields=Fields(trade_id=fields["trade_id"]["from"], price=fields["price"]["from"],
-                      quantity=fields["quantity"]["from"], trade_ts=fields["trade_ts"]["from"],
-                      ts_type=fields["trade_ts"]["type"], ts_unit=fields["trade_ts"].get("unit"),
-                      side=fields["side"]["from"], side_values=fields["side"]["values"]),
+            unknown_product_code=requests.get("unknown_product_code"),
+        ),
+        limits=Limits(
+            amount=limits["amount"],
+            per_seconds=limits["per_seconds"],
+            burst=limits["burst"],
+            cost=limits["cost"],
+            slow_down_status=tuple(limits["slow_down_status"]),
+        ),
+        fields=Fields(
+            trade_id=fields["trade_id"]["from"],
+            price=fields["price"]["from"],
+            quantity=fields["quantity"]["from"],
+            trade_ts=fields["trade_ts"]["from"],
+            ts_type=fields["trade_ts"]["type"],
+            ts_unit=fields["trade_ts"].get("unit"),
+            side=fields["side"]["from"],
+            side_values=fields["side"]["values"],
+        ),
         on_new_field=doc["contract"]["on_new_field"],
-        quarantine_max_share=doc["contract"]["quarantine_max_share"])
+        quarantine_max_share=doc["contract"]["quarantine_max_share"],
+    )
 
 
 def mappings_dir() -> Path:
@@ -201,8 +221,11 @@ def load_mapping(exchange: str) -> Mapping:
     known = exchanges()
     if exchange not in known:
         near = difflib.get_close_matches(exchange, known, n=1)
-        raise UnknownExchange(f"no mapping for {exchange[:40]!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-                              + f" (known: {', '.join(known)})")
+        raise UnknownExchange(
+            f"no mapping for {exchange[:40]!r}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+            + f" (known: {', '.join(known)})"
+        )
     return _load(mappings_dir() / f"{exchange}.yaml")
 
 

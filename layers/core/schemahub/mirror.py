@@ -17,8 +17,17 @@ from schemahub.streams import Stream
 
 
 def body_of(stream: Stream, mark: Watermark) -> bytes:
-    return json.dumps({"schema_version": 1, "stream": str(stream), "low": mark.low, "high": mark.high,
-                       "fence": mark.fence, "updated_at": mark.updated_at}, sort_keys=True).encode()
+    return json.dumps(
+        {
+            "schema_version": 1,
+            "stream": str(stream),
+            "low": mark.low,
+            "high": mark.high,
+            "fence": mark.fence,
+            "updated_at": mark.updated_at,
+        },
+        sort_keys=True,
+    ).encode()
 
 
 def parse(stream: Stream, body: bytes) -> Watermark | None:
@@ -43,8 +52,11 @@ def heal(objects: ObjectStore, ledger: Ledger, stream: Stream) -> str:
     mirrored = parse(stream, found[0]) if found else None
     mark = ledger.watermark(stream)
     if mirrored and (mark is None or _leads(mirrored, mark)):
-        raise MirrorAhead(f"the mirror says {mirrored.low}..{mirrored.high}, the table "
-                          f"{f'{mark.low}..{mark.high}' if mark else 'nothing'}", stream=stream)
+        raise MirrorAhead(
+            f"the mirror says {mirrored.low}..{mirrored.high}, the table "
+            f"{f'{mark.low}..{mark.high}' if mark else 'nothing'}",
+            stream=stream,
+        )
     if mark is None or (mirrored and (mirrored.low, mirrored.high) == (mark.low, mark.high)):
         return "equal"
     body = body_of(stream, mark)

@@ -63,7 +63,8 @@ class ObjectStore:
     def list(self, prefix: str, start_after: str | None = None) -> Iterator[str]:
         """Keys below ``prefix`` in order, optionally only those after a key."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=prefix, **({"StartAfter": start_after} if start_after else {}))
+            Bucket=self.bucket, Prefix=prefix, **({"StartAfter": start_after} if start_after else {})
+        )
         for page in pages:
             for entry in page.get("Contents", ()):
                 yield entry["Key"]

@@ -38,8 +38,9 @@ class PacedExchange:
         if paced is None:
             exchange = deps.exchange(name)
             bucket = Bucket.of(exchange.mapping, deps.settings.limit_share)
-            throttle = Throttle(SharedBucket(deps.throttle_table, bucket, deps.clock), deps.clock,
-                                max_wait_s=MAX_SLOT_WAIT_S)
+            throttle = Throttle(
+                SharedBucket(deps.throttle_table, bucket, deps.clock), deps.clock, max_wait_s=MAX_SLOT_WAIT_S
+            )
             breaker = Breaker(deps.throttle_table, name, deps.clock, random.Random(deps.rng.random()))
             paced = deps.paced[name] = cls(exchange, throttle, breaker)
         return paced

@@ -56,8 +56,9 @@ def check_times(rows: Sequence[Row], stream: Stream) -> None:
 def check_head(head: Head, high: int | None, stream: Stream) -> None:
     """Raises HeadBehindWatermark when the exchange's newest id is below what is committed."""
     if high is not None and head.newest < high:
-        raise HeadBehindWatermark(f"the exchange's newest id is {head.newest}, the watermark is at {high}",
-                                  stream=stream)
+        raise HeadBehindWatermark(
+            f"the exchange's newest id is {head.newest}, the watermark is at {high}", stream=stream
+        )
 
 
 def cut(first: int, last: int, chunk_size: int, limit: int = MAX_CHUNKS) -> list[Chunk]:
@@ -88,8 +89,9 @@ def from_jsonl(body: bytes) -> list[Chunk]:
     return chunks
 
 
-def cold_start(page: Sequence[Row], floor: int, target_us: int, page_size: int,
-               probe: Callable[[int], Row | None]) -> int:
+def cold_start(
+    page: Sequence[Row], floor: int, target_us: int, page_size: int, probe: Callable[[int], Row | None]
+) -> int:
     """The id at which a first run begins: near the first trade not older than ``target_us``, and above ``floor``.
 
     An interpolating bisection that asks the exchange for single trades. It need not hit the time exactly (backfill

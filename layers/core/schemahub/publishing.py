@@ -22,19 +22,26 @@ PUBLISH_LOCK = "publish#unified_trades"
 
 
 def list_pending(event: events.ListPending, deps: Deps) -> dict[str, Any]:
-    """Cut what no snapshot holds into batches. Segments that one holds already (a crash came before the mark) are marked."""
+    """Cut what no snapshot holds into batches; segments that one holds (a crash came before the mark) are marked."""
     from schemahub.catalog import LakeCatalog, published_so_far
     from schemahub.publish import reconcile
 
     run = {"id": event.execution.name, "arn": event.execution.Id, "fences": {}}
-    already, todo = reconcile(deps.ledger.pending(), published_so_far(
-        LakeCatalog(deps.session), deps.objects, deps.settings.database, deps.settings.table))
+    already, todo = reconcile(
+        deps.ledger.pending(),
+        published_so_far(LakeCatalog(deps.session), deps.objects, deps.settings.database, deps.settings.table),
+    )
     deps.ledger.mark_published(already, "found in the table")
     batches = make_batches(todo)
     key = f"{PREFIX}plans/{run['id']}/batches.jsonl"
     deps.objects.put(key, "".join(json.dumps(b.to_json()) + "\n" for b in batches).encode())
-    return {"schema_version": 1, "run": run, "bucket": deps.settings.bucket, "batches_key": key,
-            "batches": len(batches)}
+    return {
+        "schema_version": 1,
+        "run": run,
+        "bucket": deps.settings.bucket,
+        "batches_key": key,
+        "batches": len(batches),
+    }
 
 
 def transform_step(event: events.BatchStep, deps: Deps) -> dict[str, Any]:
@@ -60,8 +67,9 @@ def publish_step(event: events.PublishStep, deps: Deps) -> dict[str, Any]:
     manifests = _manifests(deps, event.batches_key, event.run.id)
     lease = deps.locks.acquire(PUBLISH_LOCK, event.execution.Id, event.run.arn, event.execution.RedriveCount)
     try:
-        result = publish(lambda: open_table(deps), deps.objects, manifests, event.run.id, deps.ledger.mark_published,
-                         deps.clock)
+        result = publish(
+            lambda: open_table(deps), deps.objects, manifests, event.run.id, deps.ledger.mark_published, deps.clock
+        )
     finally:
         # Only efficiency: a worker killed here leaves a lease that runs out.
         deps.locks.release(lease)

@@ -45,23 +45,38 @@ def store(objects: ObjectStore, stream: Stream, fetched: Fetched) -> RawObject:
     """
     content = content_of(fetched.texts)
     chunk, count = fetched.chunk, len(fetched.texts)
-    raw = RawObject(raw_key(stream, chunk.first, chunk.last, count), chunk.first, chunk.last, count,
-                    hashlib.sha256(content).hexdigest(), fetched.absent)
+    raw = RawObject(
+        raw_key(stream, chunk.first, chunk.last, count),
+        chunk.first,
+        chunk.last,
+        count,
+        hashlib.sha256(content).hexdigest(),
+        fetched.absent,
+    )
     raw.check()
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
     if objects.put_new(raw.key, compressor.compress(content), _metadata(raw)):
         return raw
     there = find(objects, stream, chunk)
     if there is None or there.sha256 != raw.sha256:
-        raise RawConflict(f"{raw.key} holds other content (sha256 {there.sha256[:12] if there else 'unknown'}, "
-                          f"fetched now {raw.sha256[:12]})", stream=stream, span=(chunk.first, chunk.last))
+        raise RawConflict(
+            f"{raw.key} holds other content (sha256 {there.sha256[:12] if there else 'unknown'}, "
+            f"fetched now {raw.sha256[:12]})",
+            stream=stream,
+            span=(chunk.first, chunk.last),
+        )
     return there
 
 
 def _metadata(raw: RawObject) -> dict[str, str]:
     # S3 takes 2 KB of user metadata: fetch.MAX_HOLES holes of two 19-digit ids fit.
-    return {"first": str(raw.first), "last": str(raw.last), "count": str(raw.count), "sha256": raw.sha256,
-            "absent": json.dumps([list(a) for a in raw.absent], separators=(",", ":"))}
+    return {
+        "first": str(raw.first),
+        "last": str(raw.last),
+        "count": str(raw.count),
+        "sha256": raw.sha256,
+        "absent": json.dumps([list(a) for a in raw.absent], separators=(",", ":")),
+    }
 
 
 def find(objects: ObjectStore, stream: Stream, chunk: Chunk) -> RawObject | None:
@@ -81,8 +96,14 @@ def describe(objects: ObjectStore, key: str) -> RawObject | None:
     if meta is None or not {"first", "last", "count", "sha256", "absent"} <= meta.keys():
         return None
     try:
-        raw = RawObject(key, int(meta["first"]), int(meta["last"]), int(meta["count"]), meta["sha256"],
-                        tuple(Absent(int(a), int(b), kind) for a, b, kind in json.loads(meta["absent"])))
+        raw = RawObject(
+            key,
+            int(meta["first"]),
+            int(meta["last"]),
+            int(meta["count"]),
+            meta["sha256"],
+            tuple(Absent(int(a), int(b), kind) for a, b, kind in json.loads(meta["absent"])),
+        )
     except (ValueError, TypeError) as error:
         raise CorruptState(f"the metadata of {key} cannot be read: {error}") from error
     if parse_raw_key(key) != (raw.first, raw.last, raw.count):

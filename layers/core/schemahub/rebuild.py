@@ -1,7 +1,8 @@
 """Watermarks and segments from what S3 holds, after StreamsTable was lost or restored from an older backup.
 
-The mirror says how far a stream was committed, the raw objects' names and metadata say with what. An object that a crashed
-run left behind may overlap committed ones; any tiling of the mirrored range holds the same trades, and one is chosen.
+The mirror says how far a stream was committed, the raw objects' names and metadata say with what. An object that a
+crashed run left behind may overlap committed ones; any tiling of the mirrored range holds the same trades, and
+one is chosen.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Rebuilt:
 
 
 def tiling(tiles: Iterable[Tile], low: int, high: int) -> list[Tile] | None:
-    """Objects that follow each other from ``low`` to ``high`` without hole or overlap; None where there are none such."""
+    """Objects that follow each other from ``low`` to ``high`` without hole or overlap; None where none do."""
     by_first: dict[int, list[Tile]] = defaultdict(list)
     for tile in tiles:
         if low <= tile[0] and tile[1] <= high:
@@ -82,12 +83,17 @@ def rebuild(deps: Deps, stream: Stream, dry_run: bool = False) -> Rebuilt | None
     for low, high in spans:
         path = tiling(_tiles(deps, stream), low, high)
         if path is None:
-            raise CorruptState("the raw objects do not tile the range of the mirror", stream=stream, span=(low, high),
-                               remedy="Restore the missing objects' versions in S3, or lower the mirror by hand.")
+            raise CorruptState(
+                "the raw objects do not tile the range of the mirror",
+                stream=stream,
+                span=(low, high),
+                remedy="Restore the missing objects' versions in S3, or lower the mirror by hand.",
+            )
         segments += _segments(deps, stream, path, mark)
     if not dry_run:
-        deps.ledger.restore(stream, min(mark.low, have.low if have else mark.low), mark.high, segments,
-                            deps.clock.now_ms())
+        deps.ledger.restore(
+            stream, min(mark.low, have.low if have else mark.low), mark.high, segments, deps.clock.now_ms()
+        )
     return Rebuilt(stream, mark.low, mark.high, len(segments))
 
 

@@ -29,8 +29,7 @@ from schemahub.locks import Locks
 from schemahub.mappings import load_mapping
 from schemahub.objects import ObjectStore
 
-CLIENT = Config(retries={"mode": "standard", "max_attempts": 5}, connect_timeout=5, read_timeout=30,
-                tcp_keepalive=True)
+CLIENT = Config(retries={"mode": "standard", "max_attempts": 5}, connect_timeout=5, read_timeout=30, tcp_keepalive=True)
 """Retries of single calls; a write that may have been applied is made safe by conditions, not by hope."""
 
 
@@ -55,6 +54,7 @@ class Settings:
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
         """Raises BadConfig naming the variable that is missing or out of bounds."""
+
         def number(name: str, low: float, high: float, default: str) -> float:
             text = env.get(f"SCHEMAHUB_{name}") or default
             try:
@@ -71,15 +71,21 @@ class Settings:
                 raise BadConfig(f"SCHEMAHUB_{name} is not set")
             return value
 
-        return cls(bucket=text("BUCKET"), locks_table=text("LOCKS_TABLE"), streams_table=text("STREAMS_TABLE"),
-                   throttle_table=text("THROTTLE_TABLE"), database=text("DATABASE"),
-                   table=env.get("SCHEMAHUB_TABLE") or "unified_trades", stage=env.get("SCHEMAHUB_STAGE") or "local",
-                   limit_share=number("LIMIT_SHARE", 0.01, 1, "1"),
-                   cold_start_hours=number("COLD_START_HOURS", 0, 1_000_000, "24"),
-                   cold_start_trades=int(number("COLD_START_TRADES", 1, 1e9, "1000000")),
-                   chunk_pages=int(number("CHUNK_PAGES", 1, 1000, "10")),
-                   products=tuple(p.strip() for p in env.get("SCHEMAHUB_PRODUCTS", "").split(",") if p.strip()),
-                   endpoints=_endpoints(env.get("SCHEMAHUB_ENDPOINTS", "")))
+        return cls(
+            bucket=text("BUCKET"),
+            locks_table=text("LOCKS_TABLE"),
+            streams_table=text("STREAMS_TABLE"),
+            throttle_table=text("THROTTLE_TABLE"),
+            database=text("DATABASE"),
+            table=env.get("SCHEMAHUB_TABLE") or "unified_trades",
+            stage=env.get("SCHEMAHUB_STAGE") or "local",
+            limit_share=number("LIMIT_SHARE", 0.01, 1, "1"),
+            cold_start_hours=number("COLD_START_HOURS", 0, 1_000_000, "24"),
+            cold_start_trades=int(number("COLD_START_TRADES", 1, 1e9, "1000000")),
+            chunk_pages=int(number("CHUNK_PAGES", 1, 1000, "10")),
+            products=tuple(p.strip() for p in env.get("SCHEMAHUB_PRODUCTS", "").split(",") if p.strip()),
+            endpoints=_endpoints(env.get("SCHEMAHUB_ENDPOINTS", "")),
+        )
 
 
 def _endpoints(text: str) -> dict[str, str]:
@@ -126,12 +132,17 @@ def build(settings: Settings, session: Any | None = None, clock: Clock | None = 
     session = session or boto3.Session()
     dynamodb = session.resource("dynamodb", config=CLIENT)
     clock = clock or SystemClock()
-    return Deps(settings=settings, objects=ObjectStore(settings.bucket, session.client("s3", config=CLIENT)),
-                locks=Locks(dynamodb.Table(settings.locks_table), clock),
-                ledger=Ledger(dynamodb.Table(settings.streams_table),
-                              session.client("dynamodb", config=CLIENT)),
-                throttle_table=dynamodb.Table(settings.throttle_table), clock=clock, http=http or RequestsHttp(),
-                rng=random.Random(), session=session)
+    return Deps(
+        settings=settings,
+        objects=ObjectStore(settings.bucket, session.client("s3", config=CLIENT)),
+        locks=Locks(dynamodb.Table(settings.locks_table), clock),
+        ledger=Ledger(dynamodb.Table(settings.streams_table), session.client("dynamodb", config=CLIENT)),
+        throttle_table=dynamodb.Table(settings.throttle_table),
+        clock=clock,
+        http=http or RequestsHttp(),
+        rng=random.Random(),
+        session=session,
+    )
 
 
 @functools.cache
@@ -170,6 +181,7 @@ def handler_of(model: type[Event]) -> Callable[[Callable[[Event, Deps], dict[str
 
     Errors pass through with their class name, which is what the state machines retry and stop on.
     """
+
     def decorate(step: Callable[[Event, Deps], dict[str, Any]]) -> Callable[..., Any]:
         @logger.inject_lambda_context(clear_state=True)
         @metrics.log_metrics
@@ -186,7 +198,9 @@ def handler_of(model: type[Event]) -> Callable[[Callable[[Event, Deps], dict[str
                 raise
             logger.info("step done", extra={"result": result})
             return result
+
         return handler
+
     return decorate
 
 

@@ -50,8 +50,11 @@ class Stream:
     dataset: str = "trades"
 
     def __post_init__(self) -> None:
-        for value, pattern, name in ((self.exchange, _EXCHANGE, "exchange"), (self.product, _PRODUCT, "product"),
-                                     (self.dataset, _DATASET, "dataset")):
+        for value, pattern, name in (
+            (self.exchange, _EXCHANGE, "exchange"),
+            (self.product, _PRODUCT, "product"),
+            (self.dataset, _DATASET, "dataset"),
+        ):
             if not isinstance(value, str) or not pattern.fullmatch(value):
                 raise BadProductId(f"{name} {str(value)[:60]!r} is not valid")
 
@@ -150,8 +153,10 @@ class RawObject:
             at = hole.last
         missing = sum(a.last - a.first + 1 for a in self.absent)
         if self.count + missing != self.last - self.first + 1:
-            raise CorruptState(f"{self.key} holds {self.count} rows and {missing} absent ids, "
-                               f"which do not fill the range", span=(self.first, self.last))
+            raise CorruptState(
+                f"{self.key} holds {self.count} rows and {missing} absent ids, which do not fill the range",
+                span=(self.first, self.last),
+            )
 
 
 @dataclass(frozen=True)
@@ -177,15 +182,25 @@ class Segment:
         return Interval(self.first, self.last)
 
     def to_json(self) -> dict[str, Any]:
-        return {"stream": self.stream.to_json(), "first": self.first, "last": self.last, "count": self.count,
-                "absent": [list(a) for a in self.absent], "raw_key": self.raw_key, "sha256": self.sha256,
-                "source": self.source, "run_id": self.run_id, "commit_id": self.commit_id,
-                "committed_at": self.committed_at}
+        return {
+            "stream": self.stream.to_json(),
+            "first": self.first,
+            "last": self.last,
+            "count": self.count,
+            "absent": [list(a) for a in self.absent],
+            "raw_key": self.raw_key,
+            "sha256": self.sha256,
+            "source": self.source,
+            "run_id": self.run_id,
+            "commit_id": self.commit_id,
+            "committed_at": self.committed_at,
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Segment:
-        fields = dict(value, stream=Stream.from_json(value["stream"]),
-                      absent=tuple(Absent(*a) for a in value["absent"]))
+        fields = dict(
+            value, stream=Stream.from_json(value["stream"]), absent=tuple(Absent(*a) for a in value["absent"])
+        )
         fields.pop("published_in", None)
         return cls(**fields)
 

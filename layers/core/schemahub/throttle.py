@@ -102,10 +102,18 @@ class Bucket:
             rate = (amount - burst) / (window + JITTER_S)
             margin = Fraction(JITTER_S)
         if rate <= 0:
-            raise BadConfig(f"{mapping.exchange}: a limit share of {limit_share} leaves {float(amount):g} units in "
-                            f"{float(window):g} s, less than one request of {float(dearest):g}")
-        return cls(mapping.exchange, rate, ceil(burst * SECOND_US / rate), int(margin * SECOND_US), dict(limits.cost),
-                   min(60.0, max(1.0, limits.per_seconds)))
+            raise BadConfig(
+                f"{mapping.exchange}: a limit share of {limit_share} leaves {float(amount):g} units in "
+                f"{float(window):g} s, less than one request of {float(dearest):g}"
+            )
+        return cls(
+            mapping.exchange,
+            rate,
+            ceil(burst * SECOND_US / rate),
+            int(margin * SECOND_US),
+            dict(limits.cost),
+            min(60.0, max(1.0, limits.per_seconds)),
+        )
 
     def interval_us(self, cost: float) -> int:
         """By how much a request of ``cost`` moves ``tat_us``."""
@@ -187,8 +195,11 @@ class SharedBucket:
         """The bucket runs ahead of the clock: move it on, unless that would be too far."""
         if latest < now:
             return Refused(_ms(now - latest))
-        outcome = self._write("SET tat_us = tat_us + :total", "tat_us BETWEEN :now AND :latest",
-                              {":total": sum(steps), ":now": now, ":latest": latest})
+        outcome = self._write(
+            "SET tat_us = tat_us + :total",
+            "tat_us BETWEEN :now AND :latest",
+            {":total": sum(steps), ":now": now, ":latest": latest},
+        )
         if isinstance(outcome, Applied):
             return self._granted(now, steps, outcome)
         tat = whole(outcome.item, "tat_us", 0)
@@ -198,8 +209,11 @@ class SharedBucket:
         """The bucket is full, or was never used: it begins now."""
         if latest < now:
             return Refused(_ms(now - latest))
-        outcome = self._write("SET tat_us = :tat", "attribute_not_exists(tat_us) OR tat_us < :now",
-                              {":tat": now + sum(steps), ":now": now})
+        outcome = self._write(
+            "SET tat_us = :tat",
+            "attribute_not_exists(tat_us) OR tat_us < :now",
+            {":tat": now + sum(steps), ":now": now},
+        )
         return self._granted(now, steps, outcome) if isinstance(outcome, Applied) else outcome.item
 
     def _judge_idle(self, item: Item, now: int) -> bool:
@@ -208,8 +222,10 @@ class SharedBucket:
         if tat > now + ABSURD_US:
             # The burst counts as spent: nobody knows what went out under the bad clock.
             self._write("SET tat_us = :tat", "tat_us = :seen", {":tat": now + self.bucket.tolerance_us, ":seen": tat})
-            log.error("bucket lay absurdly far ahead and was reset",
-                      extra={"exchange": self.bucket.exchange, "ahead_s": (tat - now) // SECOND_US})
+            log.error(
+                "bucket lay absurdly far ahead and was reset",
+                extra={"exchange": self.bucket.exchange, "ahead_s": (tat - now) // SECOND_US},
+            )
             return False
         return tat < now
 
@@ -264,8 +280,11 @@ class Throttle:
                 self._last_us = self._now_us()
                 return slot
             self.dropped += 1
-        raise SlotRefused(f"{DROPS} slots in a row were reached too late to be used", stream=self.bucket.exchange,
-                          remedy="This worker is starved of CPU, or DynamoDB answers slowly; it is retried.")
+        raise SlotRefused(
+            f"{DROPS} slots in a row were reached too late to be used",
+            stream=self.bucket.exchange,
+            remedy="This worker is starved of CPU, or DynamoDB answers slowly; it is retried.",
+        )
 
     def penalise(self, retry_after_s: float | None = None) -> int:
         """Slow everybody down after a 429 or 418, and forget this worker's own slots; returns the penalty in ms."""
@@ -290,8 +309,10 @@ class Throttle:
         if isinstance(outcome, Refused) and wanted > 1:
             outcome = self.shared.reserve([cost], self._max_wait_ms)
         if isinstance(outcome, Refused):
-            raise SlotRefused(f"no slot within {self._max_wait_ms} ms; the next fits in {outcome.wait_ms} ms",
-                              stream=self.bucket.exchange)
+            raise SlotRefused(
+                f"no slot within {self._max_wait_ms} ms; the next fits in {outcome.wait_ms} ms",
+                stream=self.bucket.exchange,
+            )
         first, *rest = outcome.times_us
         self._slots[kind] = deque(rest)
         return first
