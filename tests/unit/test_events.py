@@ -97,6 +97,7 @@ def test_a_chunk_that_runs_backwards_or_a_product_that_escapes_is_refused_by_its
     [
         "",
         "schemahub/plans/../x.jsonl",
+        "schemahub/plans/run/../x.jsonl",
         "schemahub/plans/run/../../config/products.json",
         "schemahub/raw_coinbase_trades/x",
         "/schemahub/plans/r/x",

@@ -190,6 +190,18 @@ def test_rows_that_nobody_asked_for_are_an_error(descending: bool) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("shown", [slice(0, 1), slice(1, None)], ids=["only the trade before", "only the trade behind"])
+def test_a_second_look_must_show_both_sides_of_a_hole(descending: bool, shown: slice) -> None:
+    source = FakeSource(
+        set(range(1, 50)) - {15, 16},
+        descending=descending,
+        spoil=lambda asked, page: page[shown] if asked.again else page,
+    )
+    with pytest.raises(IncompletePage, match="around them"):
+        fetch(source)
+
+
+@BOTH
 def test_a_page_that_shows_only_its_edges_is_no_proof(descending: bool) -> None:
     source = FakeSource(
         range(1, 50),

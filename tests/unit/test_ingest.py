@@ -208,6 +208,13 @@ def test_ids_that_the_exchange_never_issued_are_recorded_absent(world: World, se
     assert_sound(world)
 
 
+def test_a_first_run_makes_no_plan_from_a_time_that_cannot_be_read(world: World, server: Server) -> None:
+    """Only the probes of the past are spoiled, not the newest page."""
+    fault(server, kind="set_field", field="time", value="soon", exchange="coinbase", match={"requests": [2, None]})
+    with pytest.raises(errors.MalformedResponse, match=r"coinbase#BTC-USD.*the time of trade \d+ cannot be read"):
+        world.ingest()
+
+
 def test_a_first_run_of_a_recording_begins_at_its_first_trade(aws: boto3.Session, recorded: Any) -> None:
     recording = {"exchange": "binance", "product": "XRPETH", "path": str(recorded)}
     with running({**FAST, "recordings": [recording]}) as server:

@@ -128,6 +128,11 @@ def test_yaml_that_is_no_mapping_is_refused(text: str) -> None:
         parse_mapping(text)
 
 
+def test_a_key_that_stands_twice_is_refused() -> None:
+    with pytest.raises(BadMapping, match="'page_size' stands twice"):
+        parse_mapping(TEXT.replace("  page_size: 1000\n", "  page_size: 1000\n  page_size: 10\n"))
+
+
 def test_an_alias_bomb_is_not_unfolded() -> None:
     bomb = "a: &a [x, x]\n" + "".join(
         f"{c}: &{c} [*{p}, *{p}]\n" for p, c in zip("abcdefghijk", "bcdefghijkl", strict=True)

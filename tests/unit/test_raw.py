@@ -118,6 +118,7 @@ def test_an_object_of_our_name_without_our_metadata_is_not_whole(objects: Object
     [
         {"count": "2"},
         {"first": "9"},
+        {"first": "9", "last": "11"},
         {"last": "x"},
         {"absent": "x"},
         {"absent": "7"},
@@ -142,7 +143,16 @@ def packed(content: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     "body",
-    [None, b"", b"not zstd", packed(b"other\n"), packed(b"a\nb\nc\n")[:-4], packed(b"a\nb\nc"), packed(b"a\nb\n")],
+    [
+        None,
+        b"",
+        b"not zstd",
+        packed(b"other\n"),
+        packed(b"x\ny\nz\n"),
+        packed(b"a\nb\nc\n")[:-4],
+        packed(b"a\nb\nc"),
+        packed(b"a\nb\n"),
+    ],
     ids=repr,
 )
 def test_a_committed_object_that_is_gone_or_damaged_is_missing(objects: ObjectStore, body: bytes | None) -> None:

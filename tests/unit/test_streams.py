@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from schemahub.errors import BadProductId, BadStateInput, CorruptState
-from schemahub.streams import MAX_POSITION, Absent, Chunk, RawObject, Segment, Stream, position
+from schemahub.streams import MAX_POSITION, Absent, Chunk, RawObject, Segment, Stream, merge, position, runs
 
 STREAM = Stream("coinbase", "BTC-USD")
 
@@ -122,6 +122,11 @@ def test_an_impossible_hole_is_noticed_even_when_the_sum_is_right(holes: list[tu
     missing = sum(last - first + 1 for first, last, _ in holes)
     with pytest.raises(CorruptState, match="impossible hole"):
         raw(10 - missing, *holes).check()
+
+
+def test_neighbours_that_touch_are_one_run() -> None:
+    assert merge([(3, 4), (1, 2), (6, 6)]) == [(1, 4), (6, 6)]
+    assert runs([2, 1, 4]) == [(1, 2), (4, 4)]
 
 
 def test_a_segment_survives_json() -> None:
