@@ -22,6 +22,9 @@ RECORDINGS = ministack.REPOSITORY.parent / "shared" / "data"
 # Fast waits: retry delays and Wait states of the state machines take a tenth of their time.
 WAIT_SCALE = 0.1
 
+# Back to the beginning, as the recordings are from 2019 and 2021; the cap keeps generated streams short.
+FIRST_RUNS = {"ColdStartHours": "200000", "ColdStartTrades": "13000"}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -117,8 +120,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, simulator_process: Simulator
         auth=auth,
         endpoints=simulator_process.endpoints,
         wait_scale=WAIT_SCALE,
-        # Back to the beginning, as the recordings are from 2019 and 2021; the cap keeps generated streams short.
-        parameters={"ColdStartHours": "200000", "ColdStartTrades": "13000"},
+        parameters=FIRST_RUNS,
         progress=lambda message: print(message, file=sys.stderr),
     )
     local_stack.down(home)

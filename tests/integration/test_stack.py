@@ -51,6 +51,7 @@ def test_a_second_up_changes_nothing(stack: Stack) -> None:
         port=stack.port,
         auth=stack.auth,
         endpoints=json.loads(stack.parameters["ExchangeEndpoints"]),
+        parameters=FIRST_RUNS,
         wait_scale=0.1,
         progress=messages.append,
     )
