@@ -17,6 +17,7 @@ import pytest
 from local import ministack
 from local import stack as local_stack
 from local.stack import NotRunning, PortInUse, Stack, StackError
+from tests.integration.conftest import FIRST_RUNS
 
 OUTPUTS = {
     "BucketName",
