@@ -45,14 +45,16 @@ fmt: setup ## Format and fix what can be fixed
 bench: setup ## Measure; writes what docs quote
 	$(BIN)/python -m bench
 
-build: setup ## sam build for the cloud (arm64)
+build: setup ## sam build for the cloud (arm64); prints each function's size and fails past 240 MiB
 	$(BIN)/sam build --cached
+	$(BIN)/python -m local.layer_sizes
 
 lock: $(VENV)/.stamp ## Resolve requirements*.in again into the lock files
 	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q \
 		requirements.in -o requirements.lock
 	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q \
 		requirements-aws.in -o requirements-aws.lock
+	for layer in core arrow duckdb iceberg; do $(MAKE) -C layers/$$layer lock; done
 
 clean: ## Stop the local stack; remove its data, builds and caches (keeps the environments)
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m schemahub_cli local down; fi

@@ -8,6 +8,9 @@ from pathlib import Path
 from local import sim_process, stack
 from local.ministack import Progress
 from local.stack import Stack, StackError
+from schemahub import rebuild
+from schemahub_cli import target
+from schemahub_cli.target import Target
 
 SIMULATED, LIVE = "simulated", "live"
 
@@ -37,7 +40,7 @@ def bring_up(
     if not live:
         fresh = sim_process.start(home, sim_port)
         progress(f"exchange simulator {'started' if fresh else 'is running'} on port {sim_port}")
-    return stack.up(
+    found = stack.up(
         home,
         port=aws_port,
         auth=auth,
@@ -47,6 +50,21 @@ def bring_up(
         endpoints=None if live else sim_process.endpoints(sim_port),
         progress=progress,
     )
+    if found.after_crash or found.rebuilt:
+        progress("the embedded AWS had been killed: repairing watermarks from their mirrors in S3")
+        for line in _repair(target.resolve_local(home)):
+            progress(line)
+    return found
+
+
+def _repair(where: Target) -> list[str]:
+    """Put back what S3 proves and the tables lost in a crash; one line for each stream that changed."""
+    lines = []
+    for stream in rebuild.mirrored_streams(where.deps):
+        put_back = rebuild.rebuild(where.deps, stream)
+        if put_back and put_back.segments:
+            lines.append(f"{stream.exchange} {stream.product}: {put_back.segments} segments up to {put_back.high}")
+    return lines
 
 
 def _check_source(home: Path, source: str) -> None:

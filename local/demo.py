@@ -191,24 +191,7 @@ def _start(options: Options, sim_port: int, step: Steps) -> Target:
         progress=step,
     )
     step(f"the stack is up: {found.endpoint}")
-    where = target.resolve_local(options.home)
-    if found.after_crash or found.rebuilt:
-        step("the embedded AWS had been killed: repairing watermarks from their mirrors in S3")
-        for line in repair(where):
-            step(f"  {line}")
-    return where
-
-
-def repair(where: Target) -> list[str]:
-    """Put back what S3 proves and the tables lost in a crash; one line for each stream that changed."""
-    from schemahub import rebuild
-
-    lines = []
-    for stream in rebuild.mirrored_streams(where.deps):
-        put_back = rebuild.rebuild(where.deps, stream)
-        if put_back and put_back.segments:
-            lines.append(f"{stream.exchange} {stream.product}: {put_back.segments} segments up to {put_back.high}")
-    return lines
+    return target.resolve_local(options.home)
 
 
 def choose_products(where: Target, streams: list[Stream], step: Steps) -> bool:

@@ -244,3 +244,24 @@ def test_a_payload_that_cannot_be_meant_is_refused(change: dict[str, Any], error
 
 def test_fake_and_real_clock_agree_on_the_unit() -> None:
     assert 10**12 < FakeClock().now_ms() < 10**13
+
+
+def test_a_redrive_finds_its_lock_its_plan_and_its_finished_chunks(world: World, server: Server) -> None:
+    run = world.open("coinbase:BTC-USD")["run"]
+    base = {"execution": world.execution(), "run": run, "stream": STREAM.to_json()}
+    lock = world.acquire(base)
+    plan = world.call(ingest.plan_stream, events.PlanStep, {**base, "lock": lock})
+    chunks = world.chunks(plan["chunks_key"])
+    for chunk in chunks[:2]:
+        world.fetch(base, lock, chunk)
+    world.deps.locks.release_run(run["arn"])  # the rule on the failed execution
+    sent = server.simulator.stats()["coinbase"]["requests"]
+    redriven = {**base, "execution": world.execution(redrive=1)}
+    for chunk in chunks:  # the failed Map goes on, its payload still carrying the old fence
+        world.fetch(redriven, lock, chunk)
+    assert server.simulator.stats()["coinbase"]["requests"] - sent == sum(
+        -(-(c["last"] - c["first"] + 1) // 1000) for c in chunks[2:]
+    )
+    assert world.commit(redriven, lock, plan, final=True)["status"] == "covered"
+    assert world.deps.ledger.watermark(STREAM).fence == lock["fence"] + 1
+    assert_sound(world)
