@@ -7,10 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.session
 import pytest
+from botocore.loaders import create_loader
 from moto import mock_aws
 
 REGION = "us-east-1"
+LOADER = create_loader()
+
+
+def quick_session() -> boto3.Session:
+    """A session of its own, which does not read the descriptions of the services from disk once more."""
+    core = botocore.session.get_session()
+    core.register_component("data_loader", LOADER)
+    return boto3.Session(botocore_session=core, region_name=REGION)
 
 
 @pytest.fixture
@@ -25,7 +35,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[boto3.Session]:
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     with mock_aws():
-        yield boto3.Session(region_name=REGION)
+        yield quick_session()
 
 
 def create_tables(session: boto3.Session, stage: str = "test") -> dict[str, str]:

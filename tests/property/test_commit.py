@@ -39,7 +39,7 @@ def module_stores() -> Iterator[Stores]:
         yield stores
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps)
 def test_the_ledger_stays_a_tiling_whatever_happens(module_stores: Stores, plan: list[Any]) -> None:
     stores = module_stores.empty()

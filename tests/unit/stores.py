@@ -18,7 +18,7 @@ from schemahub.ledger import Ledger
 from schemahub.locks import Lease, Locks
 from schemahub.objects import ObjectStore
 from schemahub.streams import RawObject, Segment, Stream
-from tests.conftest import REGION, create_tables
+from tests.conftest import create_tables, quick_session
 
 BUCKET = "schemahub-test-bucket"
 STREAM = Stream("coinbase", "BTC-USD")
@@ -113,7 +113,7 @@ def account() -> Iterator[Stores]:
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         patch.delenv("AWS_ENDPOINT_URL", raising=False)
-        yield make_stores(boto3.Session(region_name=REGION))
+        yield make_stores(quick_session())
 
 
 def make_stores(session: boto3.Session) -> Stores:
