@@ -46,7 +46,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def world(aws: boto3.Session, server: Server) -> World:
-    return make_world(aws, server.url, Hurried(), cold_start_hours=1.0, cold_start_trades=4_000)
+    return make_world(aws, server.url, Hurried(), cold_start_hours=3.0, cold_start_trades=8_000)
 
 
 def fault(server: Server, **spec: Any) -> None:
@@ -179,7 +179,7 @@ def test_defect_9_a_first_run_is_not_the_whole_history(world: World) -> None:
     world.ingest()
     mark = world.deps.ledger.watermark(STREAM)
     assert mark is not None
-    assert 0 < mark.high - mark.low < 4_000
+    assert 0 < mark.high - mark.low < 8_000
 
 
 def test_defect_12_a_plan_that_cannot_be_read_is_not_a_plan_of_everything(world: World) -> None:
