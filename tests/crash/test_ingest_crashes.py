@@ -18,7 +18,6 @@ from schemahub.clock import FakeClock
 from tests.unit.test_ingest import FAST, assert_sound
 from tests.unit.worlds import World, make_world
 
-pytestmark = pytest.mark.crash
 WRITES = ("PutObject", "UpdateItem", "PutItem", "TransactWriteItems")
 LEASES_ARE_OVER_S = 200
 SETTLED_MS = 10_000
