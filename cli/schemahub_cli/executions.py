@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from schemahub import SCHEMA_VERSION
+from schemahub.errors import BadStateInput
+from schemahub.events import MAX_PAYLOAD_BYTES
 from schemahub_cli.output import StackUnreachable
 from schemahub_cli.target import Target
 
@@ -68,10 +70,14 @@ def find_running(target: Target, machine_arn: str) -> str | None:
 
 def start(target: Target, machine_arn: str, **keys: Any) -> str:
     """Start an execution with a name that says when and who; returns its ARN."""
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **keys})
+    if len(text.encode()) > MAX_PAYLOAD_BYTES:
+        raise BadStateInput(
+            f"the input has {len(text.encode())} bytes, Step Functions takes {MAX_PAYLOAD_BYTES}",
+            remedy="Name fewer products, or put them into the seed list with `schemahub update-seed`.",
+        )
     name = f"cli-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    answer = target.client("stepfunctions").start_execution(
-        stateMachineArn=machine_arn, name=name, input=json.dumps({"schema_version": SCHEMA_VERSION, **keys})
-    )
+    answer = target.client("stepfunctions").start_execution(stateMachineArn=machine_arn, name=name, input=text)
     return str(answer["executionArn"])
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemahub import SCHEMA_VERSION
-from schemahub.errors import BadConfig, BadInput, UnknownProduct
+from schemahub.errors import BadConfig, BadInput, BadProductId, UnknownProduct
 from schemahub.exchanges import Product
 from schemahub.objects import ObjectStore
 from schemahub.streams import PREFIX, Stream
@@ -45,7 +45,7 @@ def choose(exchange: str, listed: Sequence[Product], choice: Choice) -> list[Ent
 
     Raises:
         UnknownProduct: a product that is named is not listed, or does not trade.
-        BadInput: the regular expression is not one.
+        BadInput: the regular expression is not one, or nothing is left: a slip must not empty the list.
     """
     trading = {p.product: p for p in listed if p.online}
     if choice.products:
@@ -67,6 +67,12 @@ def choose(exchange: str, listed: Sequence[Product], choice: Choice) -> list[Ent
     taken = [trading[n] for n in names if pattern.search(n) and (not quotes or n.rsplit("-", 1)[1] in quotes)][
         : choice.limit
     ]
+    if not taken:
+        raise BadInput(
+            f"the choice takes no product of the {len(trading)} that trade",
+            stream=exchange,
+            remedy="Correct --product, --regex or --quote; the seed list was left as it is.",
+        )
     return [{"exchange": exchange, "product": p.product, "symbol": p.symbol, "status": p.status} for p in taken]
 
 
@@ -83,7 +89,7 @@ def read(objects: ObjectStore) -> list[Entry]:
         entries = json.loads(body)["streams"]
         for entry in entries:
             Stream(entry["exchange"], entry["product"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, BadProductId) as error:
         raise BadConfig(f"{SEED_KEY} is not readable: {error!r}") from error
     return list(entries)
 

@@ -150,7 +150,9 @@ def test_the_environment_is_what_the_code_reads(resources: dict[str, Any]) -> No
     code = "\n".join(
         path.read_text() for folder in ("layers/core/schemahub", "functions") for path in (ROOT / folder).rglob("*.py")
     )
-    read = set(re.findall(r'"SCHEMAHUB_([A-Z_]+)"', code)) | set(re.findall(r'(?:text|number)\("([A-Z_]+)"', code))
+    read = set(re.findall(r'"SCHEMAHUB_([A-Z_]+)"', code)) | set(
+        re.findall(r'(?:text|number|whole)\("([A-Z_]+)"', code)
+    )
     given = {
         name.removeprefix("SCHEMAHUB_")
         for f in of_type(resources, "AWS::Lambda::Function").values()
@@ -192,9 +194,22 @@ def test_the_rule_hears_every_bad_end_of_both_machines(resources: dict[str, Any]
 
 def test_both_machines_have_an_alarm_that_reaches_the_topic(resources: dict[str, Any]) -> None:
     alarms = of_type(resources, "AWS::CloudWatch::Alarm").values()
-    watched = {alarm["Dimensions"][0]["Value"]["Ref"]: alarm for alarm in alarms}
-    assert set(watched) == {"IngestStateMachine", "TransformStateMachine"}
-    assert all(a["MetricName"] == "ExecutionsFailed" and a["AlarmActions"] == [{"Ref": "AlarmTopic"}] for a in alarms)
+    failed = [alarm for alarm in alarms if alarm["MetricName"] == "ExecutionsFailed"]
+    assert {alarm["Dimensions"][0]["Value"]["Ref"] for alarm in failed} == {
+        "IngestStateMachine",
+        "TransformStateMachine",
+    }
+    assert all(a["AlarmActions"] == [{"Ref": "AlarmTopic"}] for a in alarms)
+
+
+def test_what_needs_a_look_has_an_alarm_on_the_metric_that_the_code_counts(resources: dict[str, Any]) -> None:
+    (alarm,) = (
+        a for a in of_type(resources, "AWS::CloudWatch::Alarm").values() if a["MetricName"] != "ExecutionsFailed"
+    )
+    assert f'count("{alarm["MetricName"]}")' in (ROOT / "layers/core/schemahub/runtime.py").read_text()
+    given = of_type(resources, "AWS::Lambda::Function")["PlanStreamFunction"]["Environment"]["Variables"]
+    assert alarm["Namespace"] == given["POWERTOOLS_METRICS_NAMESPACE"]
+    assert alarm["Dimensions"] == [{"Name": "service", "Value": given["POWERTOOLS_SERVICE_NAME"]}]
 
 
 def test_outputs_are_those_that_the_command_line_reads(template: dict[str, Any]) -> None:

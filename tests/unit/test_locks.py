@@ -8,7 +8,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from schemahub.clock import FakeClock
-from schemahub.errors import CorruptState, LockBusy, LockLost
+from schemahub.errors import BadConfig, CorruptState, LockBusy, LockLost
 from schemahub.locks import Lease, Locks, Renewer
 from tests.conftest import create_tables
 from tests.dynamodb import Watched, open_tables
@@ -252,7 +252,7 @@ def test_a_corrupt_item_is_never_taken(locks, table, broken):
 
 
 def test_a_lease_shorter_than_two_renewals_is_refused(table, clock):
-    with pytest.raises(ValueError, match="one missed renewal"):
+    with pytest.raises(BadConfig, match="one missed renewal"):
         Locks(table, clock, lease_ms=59_999)
 
 

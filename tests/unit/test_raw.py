@@ -109,7 +109,7 @@ def test_foreign_objects_are_not_ours(objects: ObjectStore, name: str) -> None:
 def test_an_object_of_our_name_without_our_metadata_is_not_whole(objects: ObjectStore) -> None:
     objects.put(raw.raw_key(STREAM, 10, 12, 3), b"")
     assert raw.find(objects, STREAM, CHUNK) is None
-    with pytest.raises(RawConflict, match="unknown"):
+    with pytest.raises(RawConflict, match="not written by SchemaHub"):
         raw.store(objects, STREAM, fetched())
 
 

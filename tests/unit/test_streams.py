@@ -136,7 +136,7 @@ def test_a_segment_survives_json() -> None:
         last=19,
         count=9,
         absent=(Absent(12, 12, "halted"),),
-        raw_key="k",
+        raw_key=f"{STREAM.raw_prefix}k",
         sha256="s",
         source="rest",
         run_id="r",

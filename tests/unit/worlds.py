@@ -35,7 +35,10 @@ class World:
         return self.call(
             ingest.open_run,
             events.OpenRun,
-            {"execution": self.execution(), "input": {"schema_version": 1, "products": list(products)}},
+            {
+                "execution": self.execution(),
+                "input": {"schema_version": 1} | ({"products": list(products)} if products else {}),
+            },
         )
 
     def call(self, step: Any, model: Any, payload: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from schemahub.mappings import load_mapping
+from schemahub.streams import Stream
 from schemahub_cli import executions, live, locks, target
 from schemahub_cli.executions import Execution
 from schemahub_cli.output import ExecutionFailed, Exit, JsonOption, Say, StackOption, clock, command, fail
@@ -126,6 +128,7 @@ def _ingest(
     if dry_run:
         _plan(say, where, products, exchanges)
         return
+    _check(products, exchanges)
     arn, joined = begin(say, where, where.ingest_arn, products=products, exchanges=exchanges)
     if joined and (products or exchanges):
         say.line("[yellow]it has its own selection of products; yours was not used[/]")
@@ -138,6 +141,14 @@ def _ingest(
         say.result(document, "everything is committed; publishing goes on by itself")
         return
     _finish(say, progress.execution, document)
+
+
+def _check(products: list[str] | None, exchanges: list[str] | None) -> None:
+    """Refuse a name that cannot be meant before anything is started."""
+    for name in products or ():
+        load_mapping(Stream.parse(name).exchange)
+    for name in exchanges or ():
+        load_mapping(name)
 
 
 def _finish(say: Say, execution: Execution, document: dict[str, Any]) -> None:

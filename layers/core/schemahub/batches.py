@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import re
@@ -9,14 +10,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from schemahub.errors import BadStateInput, CorruptState
-from schemahub.streams import PREFIX, Interval, Segment, Stream
+from schemahub.errors import BadInput, BadStateInput, CorruptState
+from schemahub.streams import PREFIX, Interval, Segment, Stream, position
+from schemahub.table import COLUMNS
 
 MAX_BATCH_ROWS = 1_000_000
 MAX_BATCH_BYTES = 150_000
 """A batch is the payload of one child execution, for which Step Functions' hard limit is 256 KiB."""
 
 _BATCH_ID = re.compile(r"[0-9a-f]{32}")
+_PLAIN: dict[str, tuple[type, ...]] = {"string": (str,), "double": (int, float), "timestamptz": (int,)}
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class Batch:
     def __post_init__(self) -> None:
         if not self.segments:
             raise BadStateInput("a batch without segments")
-        if not _BATCH_ID.fullmatch(self.batch_id) or self.batch_id != _identity(self.segments):
-            raise BadStateInput(f"batch id {self.batch_id[:40]!r} is not that of its segments")
+        if not _BATCH_ID.fullmatch(str(self.batch_id)) or self.batch_id != _identity(self.segments):
+            raise BadStateInput(f"batch id {str(self.batch_id)[:40]!r} is not that of its segments")
         for before, after in zip(self.segments, self.segments[1:], strict=False):
             if after.stream != before.stream or after.first != before.last + 1:
                 raise BadStateInput(
@@ -60,13 +63,9 @@ class Batch:
     def from_json(cls, value: Any) -> Batch:
         if not isinstance(value, dict) or value.keys() != {"batch_id", "segments"}:
             raise BadStateInput(f"{str(value)[:80]!r} is not a batch")
-        try:
-            segments = tuple(Segment.from_json(s) for s in value["segments"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadStateInput(
-                f"a segment of batch {str(value['batch_id'])[:40]} is not readable: {error!r}"
-            ) from error
-        return cls(value["batch_id"], segments)
+        if not isinstance(value["segments"], list):
+            raise BadStateInput(f"batch {str(value['batch_id'])[:40]} holds no list of segments")
+        return cls(value["batch_id"], tuple(Segment.from_json(s) for s in value["segments"]))
 
     def to_json(self) -> dict[str, Any]:
         return {"batch_id": self.batch_id, "segments": [s.to_json() for s in self.segments]}
@@ -134,7 +133,20 @@ class DataFile:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> DataFile:
-        return cls(**{**value, "split_offsets": tuple(value["split_offsets"])})
+        """Raises KeyError, TypeError or ValueError for what no transform of this release wrote."""
+        file = cls(**{**value, "split_offsets": tuple(position(o) for o in value["split_offsets"])})
+        dt.date.fromisoformat(file.day)
+        position(file.record_count, "record_count")
+        position(file.file_size, "file_size")
+        for values in (file.column_sizes, file.lower, file.upper):
+            if values.keys() != {c.name for c in COLUMNS}:
+                raise ValueError(f"{file.key} does not describe every column")
+        for column in COLUMNS:
+            position(file.column_sizes[column.name], column.name)
+            for bound in (file.lower[column.name], file.upper[column.name]):
+                if type(bound) not in _PLAIN[column.kind]:
+                    raise ValueError(f"{file.key}: a bound of {column.name} is {bound!r}")
+        return file
 
 
 @dataclass(frozen=True)
@@ -169,16 +181,17 @@ class Manifest:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Manifest:
+    def from_json(cls, value: Any) -> Manifest:
+        """Raises CorruptState for what is not a manifest, or one whose numbers do not add up."""
         try:
             return cls(
                 Batch.from_json(value["batch"]),
                 tuple(DataFile.from_json(f) for f in value["files"]),
-                value["quarantined"],
+                position(value["quarantined"], "quarantined"),
                 value["quarantine_key"],
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptState(f"a manifest is not readable: {error!r}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, BadInput) as error:
+            raise CorruptState(f"a manifest is not readable: {error!r}"[:400]) from error
 
 
 def manifest_key(run_id: str, batch_id: str) -> str:

@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from pyiceberg.catalog.glue import GlueCatalog
-from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError, ValidationError
 from pyiceberg.io import FileIO, InputFile, OutputFile
 from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata, TableMetadataUtil
 
-from schemahub.errors import CorruptState
+from schemahub.errors import BadProductId, CorruptState
 from schemahub.objects import ABSENT, ObjectStore
 from schemahub.streams import Interval, Stream, gaps, merge
 from schemahub.table import LOCATION, METADATA_PREFIX, PROPERTIES, iceberg_schema, partition_spec, sort_order
@@ -167,7 +167,14 @@ def published_so_far(
     if location is None:
         return {}
     body = objects.get(urlsplit(location).path.lstrip("/")) or b""
-    return published_of(TableMetadataUtil.parse_raw(body.decode()).properties)
+    return published_of(_parsed(body, location).properties)
+
+
+def _parsed(body: bytes, key: str) -> TableMetadata:
+    try:
+        return TableMetadataUtil.parse_raw(body.decode())
+    except (ValueError, ValidationError) as error:
+        raise CorruptState(f"Glue lost the table, and {key} cannot be read: {str(error)[:200]}") from error
 
 
 def newest_metadata(objects: ObjectStore) -> str | None:
@@ -202,7 +209,7 @@ def _whole(objects: ObjectStore, key: str) -> TableMetadata | None:
     body = objects.get(key)
     if body is None:
         return None
-    metadata = TableMetadataUtil.parse_raw(body.decode())
+    metadata = _parsed(body, key)
     snapshot = metadata.current_snapshot()
     files = S3FileIO(objects.client, {})
     if snapshot is None:
@@ -249,7 +256,12 @@ def published_of(properties: dict[str, str]) -> dict[Stream, list[Interval]]:
 
 def quarantined_of(properties: dict[str, str]) -> dict[Stream, int]:
     """Rows of each stream's published segments that lie in quarantine instead of the table."""
-    return {_stream(key, QUARANTINED): int(value) for key, value in properties.items() if key.startswith(QUARANTINED)}
+    try:
+        return {
+            _stream(key, QUARANTINED): int(value) for key, value in properties.items() if key.startswith(QUARANTINED)
+        }
+    except ValueError as error:
+        raise CorruptState(f"a count of quarantined rows in the table's properties is no number: {error}") from error
 
 
 def property_name(prefix: str, stream: Stream) -> str:
@@ -264,7 +276,10 @@ def _stream(key: str, prefix: str) -> Stream:
     parts = key.removeprefix(prefix).split(".")
     if len(parts) != 3:
         raise CorruptState(f"the table's property {key[:80]} names no stream")
-    return Stream(*parts)
+    try:
+        return Stream(*parts)
+    except BadProductId as error:
+        raise CorruptState(f"the table's property {key[:80]} names no stream: {error.reason}") from error
 
 
 def _intervals(key: str, value: str) -> list[Interval]:

@@ -33,6 +33,9 @@
     │   ├── RawMissing            a committed segment's raw object is gone or does not match its hash
     │   ├── IncompleteChunks      chunks of the plan are not there: the prefix is committed, redrive
     │   └── Replan                the watermark is not where the plan began
+    ├── StoreError                AWS itself did not do what was asked
+    │   ├── StoreUnavailable      throttled, 5xx or no answer, after boto3's own retries: retried
+    │   └── StoreRefused          AWS says no (permission, KMS, a bucket that is gone): never retried
     ├── TransformError
     │   ├── QuarantineExceeded    more rows do not map than the mapping tolerates
     │   └── UnmappedField         a field that the contract says to fail on
@@ -44,6 +47,9 @@ An error says which stream and range it is about, what happened, and what to do.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class SchemaHubError(Exception):
@@ -61,10 +67,26 @@ class SchemaHubError(Exception):
             self.remedy = remedy
         super().__init__(self._text())
 
+    def locate(self, stream: object, span: tuple[int, int] | None = None) -> None:
+        """Fill in what the place that raised it did not know; what it did know stays."""
+        self.stream = self.stream or (str(stream) if stream is not None else None)
+        self.span = self.span or span
+        self.args = (self._text(),)
+
     def _text(self) -> str:
         where = f"{self.stream}: " if self.stream else ""
         span = f" [{self.span[0]}..{self.span[1]}]" if self.span else ""
         return f"{where}{self.reason}{span}. {self.remedy}"
+
+
+@contextmanager
+def about(stream: object, span: tuple[int, int] | None = None) -> Iterator[None]:
+    """Errors that leave here say which stream and range they are about, even if the place that raised them did not."""
+    try:
+        yield
+    except SchemaHubError as error:
+        error.locate(stream, span)
+        raise
 
 
 class BadInput(SchemaHubError):
@@ -197,6 +219,18 @@ class IncompleteChunks(StateError):
 
 class Replan(StateError):
     remedy = "Another run moved the watermark; the next execution plans from there."
+
+
+class StoreError(SchemaHubError):
+    pass
+
+
+class StoreUnavailable(StoreError):
+    remedy = "It is retried; if it stays, look at the AWS Health Dashboard and redrive the execution."
+
+
+class StoreRefused(StoreError):
+    remedy = "Check the function's role, the KMS key and whether the stack is whole; then redrive the execution."
 
 
 class TransformError(SchemaHubError):

@@ -10,6 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from schemahub.streams import MAX_POSITION, Chunk, Stream
 
 Position = Annotated[int, Field(strict=True, ge=0, le=MAX_POSITION)]
+Counter = Annotated[int, Field(strict=True, ge=0, le=MAX_POSITION)]
+MAX_PAYLOAD_BYTES = 256 * 1024
+"""Step Functions' hard limit on any input or output; emulators do not keep it."""
 
 
 def _plan_key(value: str) -> str:
@@ -30,7 +33,7 @@ class Execution(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     Id: str = Field(min_length=1, max_length=2048)
-    RedriveCount: int = 0
+    RedriveCount: Counter = 0
 
     @property
     def name(self) -> str:
@@ -42,7 +45,7 @@ class Run(Payload):
 
     id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")
     arn: str = Field(min_length=1, max_length=2048)
-    fences: dict[str, int] = {}
+    fences: dict[str, Counter] = {}
 
 
 class StreamRef(Payload):
@@ -61,8 +64,8 @@ class LockRef(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
     status: Literal["held", "busy"]
     owner: str = ""
-    fence: int = 0
-    attempt: int = 0
+    fence: Counter = 0
+    attempt: Counter = 0
 
 
 class ChunkRef(Payload):
@@ -87,11 +90,11 @@ class Step(Payload):
 
 
 class IngestInput(Payload):
-    """What a person or the schedule may say when starting ``ingest``."""
+    """What a person or the schedule may say when starting ``ingest``. An empty list asks for nothing: refused."""
 
     schema_version: int = 1
-    exchanges: list[str] | None = Field(default=None, max_length=100)
-    products: list[str] | None = Field(default=None, max_length=10_000)
+    exchanges: list[str] | None = Field(default=None, min_length=1, max_length=100)
+    products: list[str] | None = Field(default=None, min_length=1, max_length=10_000)
 
 
 class OpenRun(Step):

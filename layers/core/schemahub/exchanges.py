@@ -133,10 +133,13 @@ class Exchange:
     def products(self) -> list[Product]:
         """What the exchange lists, in our spelling; products whose names ours cannot hold are left out."""
         spec = self.mapping.products
-        document = parse_json(self._send(spec.path, {}, None).body)
-        rows = _at_pointer(document, spec.rows)
+        answer = self._send(spec.path, {}, None)
+        try:
+            rows = _at_pointer(parse_json(answer.body), spec.rows)
+        except MalformedResponse as error:
+            raise MalformedResponse(f"products: {error.reason}", stream=self.mapping.exchange) from error
         if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
-            raise MalformedResponse(f"{self.mapping.exchange}: the product list is not a list of objects")
+            raise MalformedResponse("the product list is not a list of objects", stream=self.mapping.exchange)
         products = []
         for row in rows:
             product = f"{row.get(spec.base)}-{row.get(spec.quote)}"
@@ -193,7 +196,7 @@ class Exchange:
             return True
         try:
             return bool(json.loads(body)["code"] == code)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return False
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from schemahub.errors import BadStateInput
 from schemahub.runtime import Deps
 
 MAX_SUBJECT = 100
@@ -21,14 +22,16 @@ def release_failed(event: dict[str, Any], deps: Deps, sns: Any, topic_arn: str) 
     Args:
         event: EventBridge's "Step Functions Execution Status Change".
     """
-    detail = event["detail"]
-    arn, status = detail["executionArn"], detail["status"]
-    released = deps.locks.release_run(arn, ended_ms=detail.get("stopDate"))
+    detail = event.get("detail") if isinstance(event, dict) else None
+    if not isinstance(detail, dict) or not all(isinstance(detail.get(n), str) for n in ("executionArn", "status")):
+        raise BadStateInput(f"{str(event)[:80]!r} is not an execution's change of status")
+    arn, status, ended = detail["executionArn"], detail["status"], detail.get("stopDate")
+    released = deps.locks.release_run(arn, ended_ms=ended if type(ended) is int else None)
     message = {
         "execution": arn,
         "status": status,
         "error": detail.get("error"),
-        "cause": (detail.get("cause") or "")[:1000],
+        "cause": str(detail.get("cause") or "")[:1000],
         "released": released,
         "remedy": "Look at the failed state in the Step Functions console and redrive the execution; "
         "finished chunks are not fetched again.",

@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from schemahub import commit, events, mirror, plan, raw
 from schemahub.commit import Committed, Fenced, segment_of
-from schemahub.errors import BadConfig, IncompleteChunks, LockBusy, LockLost, UnknownExchange
+from schemahub.errors import (
+    BadConfig,
+    BadProductId,
+    BadStateInput,
+    IncompleteChunks,
+    LockBusy,
+    LockLost,
+    UnknownExchange,
+)
 from schemahub.exchanges import Row
 from schemahub.fetch import fetch_chunk
 from schemahub.ledger import Watermark
 from schemahub.locks import Lease, Renewer
 from schemahub.mappings import Mapping, exchanges, load_mapping
 from schemahub.pacing import PacedExchange
-from schemahub.runtime import Deps
+from schemahub.runtime import MAX_CHUNK_PAGES, Deps
 from schemahub.streams import PREFIX, Chunk, Stream, continuous_prefix
 
 SEED_KEY = f"{PREFIX}config/products.json"
@@ -66,8 +75,10 @@ def select_streams(deps: Deps, request: events.IngestInput) -> list[Stream]:
     Raises:
         BadConfig: there is no seed and nothing was asked for. BadProductId, UnknownExchange: a name cannot be meant.
     """
-    named = request.products or list(deps.settings.products)
-    streams = [Stream.parse(name) for name in named] if named else read_seed(deps)
+    if request.products:
+        streams = [Stream.parse(name) for name in request.products]
+    else:
+        streams = _of_parameter(deps) or read_seed(deps)
     if request.exchanges:
         for name in request.exchanges:
             load_mapping(name)
@@ -81,6 +92,13 @@ def select_streams(deps: Deps, request: events.IngestInput) -> list[Stream]:
             remedy="Write the seed list with `schemahub update-seed`, or name products.",
         )
     return sorted(set(streams))
+
+
+def _of_parameter(deps: Deps) -> list[Stream]:
+    try:
+        return [Stream.parse(name) for name in deps.settings.products]
+    except BadProductId as error:
+        raise BadConfig(f"SCHEMAHUB_PRODUCTS (the Products parameter): {error.reason}") from error
 
 
 def read_seed(deps: Deps) -> list[Stream]:
@@ -97,10 +115,11 @@ def read_seed(deps: Deps) -> list[Stream]:
         if document["schema_version"] != 1:
             raise ValueError(f"schema_version {document['schema_version']!r}")
         streams = [Stream(e["exchange"], e["product"]) for e in document["streams"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadConfig(f"{SEED_KEY} is not a seed list: {error!r}") from error
-    if len(set(streams)) != len(streams):
-        raise BadConfig(f"{SEED_KEY} names a product twice")
+    except (ValueError, KeyError, TypeError, RecursionError, BadProductId) as error:
+        raise BadConfig(f"{SEED_KEY} is not a seed list: {error!r}"[:300]) from error
+    twice = [str(s) for s, times in Counter(streams).items() if times > 1]
+    if twice:
+        raise BadConfig(f"{SEED_KEY} names {', '.join(twice)[:200]} twice")
     return streams
 
 
@@ -156,6 +175,8 @@ def plan_stream(event: events.PlanStep, deps: Deps) -> dict[str, Any]:
     mark = deps.ledger.watermark(stream)
     chunks, head = chunks_to_fetch(deps, stream, mark)
     base = mark.high if mark else None
+    if mark and head - mark.high > plan.MAX_JUMP:
+        deps.call_attention(f"the head jumped from {mark.high} to {head}; a part of it is planned", stream)
     if not chunks:
         return {"status": "nothing_new", "chunks": 0, "base": base, "head": head}
     key = f"{PREFIX}plans/{event.run.id}/{stream.exchange}/{stream.product}.jsonl"
@@ -180,7 +201,9 @@ def chunks_to_fetch(deps: Deps, stream: Stream, mark: Watermark | None) -> tuple
     plan.check_head(head, mark.high if mark else None, stream)
     first = mark.high + 1 if mark else _cold_start(deps, mapping, exchange, stream, page, now_us)
     size = mapping.requests.page_size * deps.settings.chunk_pages
-    return plan.cut(first, head.settled, size), head.settled
+    # A first run goes as far as its parameters say; a later one only so far as a stray head can do little harm.
+    last = min(head.settled, mark.high + plan.MAX_JUMP) if mark else head.settled
+    return plan.cut(first, last, size), head.settled
 
 
 def _cold_start(
@@ -200,9 +223,11 @@ def _cold_start(
 def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
     """Make one chunk's raw object durable, unless it is already."""
     stream, chunk = event.stream.value(), event.chunk.value()
+    mapping = load_mapping(stream.exchange)
+    if chunk.size > MAX_CHUNK_PAGES * mapping.requests.page_size:
+        raise BadStateInput(f"a chunk of {chunk.size} positions is larger than any plan makes", stream=stream)
     if raw.find(deps.objects, stream, chunk) is not None:
         return {"status": "there"}
-    mapping = load_mapping(stream.exchange)
     # Fetching is not guarded: raw objects are the same whoever writes them. A lost lease only ends wasted work.
     leases = (_lease(event), _process_lease(event))
     renewers = [Renewer(deps.locks.keep, lease, deps.clock) for lease in leases if lease]
@@ -223,6 +248,8 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
     raw.store(deps.objects, stream, fetched)
     deps.count("RequestsSent", fetched.requests)
     deps.count("TradesFetched", len(fetched.texts))
+    deps.count("RowsRepeated", fetched.repeated)
+    deps.count("RowsOutside", fetched.outside)
     deps.count("IdsAbsent", sum(a.last - a.first + 1 for a in fetched.absent))
     return {"status": "fetched"}
 
@@ -289,7 +316,11 @@ def _planned(deps: Deps, key: str) -> list[Chunk]:
     body = deps.objects.get(key)
     if not body:
         raise IncompleteChunks(f"the plan {key} is gone", remedy="Start a new execution; raw objects are found again.")
-    return plan.from_jsonl(body)
+    chunks = plan.from_jsonl(body)
+    if not chunks:
+        # Nothing to do would pass for done.
+        raise BadStateInput(f"the plan {key} holds no chunks", remedy="Start a new execution: it plans again.")
+    return chunks
 
 
 def _finished(deps: Deps, stream: Stream, chunks: list[Chunk]) -> dict[Chunk, Any]:
@@ -302,8 +333,10 @@ def _finished(deps: Deps, stream: Stream, chunks: list[Chunk]) -> dict[Chunk, An
 def close_run(event: events.CloseRun, deps: Deps) -> dict[str, Any]:
     """Release the process locks and list the streams that did not come to their end in this run."""
     key = f"{PREFIX}plans/{event.run.id}/streams.jsonl"
-    body = deps.objects.get(key) or b""
-    streams = [Stream.from_json(json.loads(line)) for line in body.splitlines()]
+    body = deps.objects.get(key)
+    if not body:
+        raise BadStateInput(f"the list of streams {key} is gone", remedy="Start a new execution: it plans again.")
+    streams = [Stream.from_json(value) for value in plan.lines_of(body, key)]
     failed = [s for s in streams if (deps.ledger.last_run(s) or {}).get("run") != event.run.arn]
     failed_key = key.removesuffix(".jsonl") + ".failed.jsonl"
     deps.objects.put(failed_key, "".join(json.dumps(s.to_json()) + "\n" for s in failed).encode())

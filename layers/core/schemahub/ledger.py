@@ -15,7 +15,7 @@ from boto3.dynamodb.conditions import Key
 from boto3.dynamodb.types import TypeSerializer
 from botocore.exceptions import ClientError
 
-from schemahub.errors import CorruptState
+from schemahub.errors import BadProductId, CorruptState
 from schemahub.locks import Lease, Locks
 from schemahub.streams import Absent, Segment, Stream
 
@@ -51,8 +51,8 @@ class Ledger:
             mark = Watermark(*(_integer(item[name]) for name in ("low", "high", "fence", "updated_at")))
         except (KeyError, TypeError) as error:
             raise CorruptState(f"the watermark item is not readable: {error!r}", stream=stream) from error
-        if mark.low > mark.high:
-            raise CorruptState(f"the watermark runs from {mark.low} down to {mark.high}", stream=stream)
+        if not 0 <= mark.low <= mark.high:
+            raise CorruptState(f"the watermark runs from {mark.low} to {mark.high}", stream=stream)
         return mark
 
     def segments(self, stream: Stream, first: int = 0) -> Iterator[Segment]:
@@ -204,7 +204,7 @@ def _item(segment: Segment) -> dict[str, Any]:
 
 def _segment(item: dict[str, Any]) -> Segment:
     try:
-        return Segment(
+        segment = Segment(
             stream=Stream.parse(item["stream"]),
             first=_integer(item["first"]),
             last=_integer(item["last"]),
@@ -218,7 +218,11 @@ def _segment(item: dict[str, Any]) -> Segment:
             committed_at=_integer(item["committed_at"]),
             published_in=item.get("published_in"),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, BadProductId) as error:
         raise CorruptState(
             f"segment item {item.get('item')!r} is not readable: {error!r}", stream=item.get("stream")
         ) from error
+    if _segment_item(segment.first) != item.get("item"):
+        raise CorruptState(f"segment item {item.get('item')!r} begins at {segment.first}", stream=segment.stream)
+    segment.check()
+    return segment

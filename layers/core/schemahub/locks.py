@@ -26,7 +26,7 @@ from typing import Any
 
 from schemahub.clock import Clock
 from schemahub.conditional import Applied, Item, read, update_if, whole
-from schemahub.errors import CorruptState, LockBusy, LockLost
+from schemahub.errors import BadConfig, CorruptState, LockBusy, LockLost
 
 LEASE_MS = 90_000
 SKEW_MS = 5_000
@@ -56,7 +56,7 @@ class Locks:
 
     def __init__(self, table: Any, clock: Clock, lease_ms: int = LEASE_MS, skew_ms: int = SKEW_MS) -> None:
         if lease_ms < 2 * RENEW_MS:
-            raise ValueError(f"a lease of {lease_ms} ms does not survive one missed renewal ({RENEW_MS} ms)")
+            raise BadConfig(f"a lease of {lease_ms} ms does not survive one missed renewal ({RENEW_MS} ms)")
         self.clock = clock
         self._table = table
         self._lease_ms = lease_ms

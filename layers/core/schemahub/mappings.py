@@ -9,10 +9,13 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import math
 import os
+import string
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from jsonschema import Draft202012Validator
@@ -21,6 +24,8 @@ from schemahub.errors import BadMapping, UnknownExchange
 
 SCHEMA = json.loads(Path(__file__).with_name("mapping.schema.json").read_text())
 MAX_FILE_BYTES = 64 * 1024
+MAX_PAGES_PER_SECOND = 200
+"""No public trades API allows more: a mapping that says so has a slip in amount, per_seconds or cost."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,9 @@ class Mapping:
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML without aliases (a few lines can unfold to gigabytes), duplicate keys and control characters."""
 
+    # Of its own: other libraries in the process (the SAM translator) teach tags to every SafeLoader.
+    yaml_multi_constructors: ClassVar[dict[Any, Any]] = {}
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases are not allowed")
@@ -117,6 +125,8 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_scalar(self, node: Any) -> Any:
         value = super().construct_scalar(node)
+        if len(str(value)) > 1000:
+            raise yaml.YAMLError("a value is longer than 1000 characters")
         if not str(value).isprintable():  # "$" of a pattern would let a final line break through
             raise yaml.YAMLError(f"{str(value)[:40]!r} holds a control character")
         return value
@@ -139,16 +149,57 @@ def parse_mapping(text: str, origin: str = "mapping") -> Mapping:
     Raises:
         BadMapping: with the path of each offending key, and the nearest known one for a key nobody knows.
     """
-    if len(text.encode()) > MAX_FILE_BYTES:
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_FILE_BYTES:
         raise BadMapping(f"{origin} is larger than {MAX_FILE_BYTES // 1024} KiB")
     try:
         document = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  a SafeLoader
-    except yaml.YAMLError as error:
-        raise BadMapping(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: 0x_ and 2001-99-99 look like a number and a date to YAML.
+        raise BadMapping(f"{origin} is not valid YAML: {' '.join(str(error).split())[:400]}") from error
     problems = [_explain(e) for e in Draft202012Validator(SCHEMA).iter_errors(document)]
+    problems = problems or [
+        *_unknown_placeholders(document),
+        *_unkept_limits(document["limits"]),
+        *_fields_read_twice(document["fields"]),
+    ]
     if problems:
-        raise BadMapping(f"{origin}: " + "; ".join(sorted(problems)))
+        raise BadMapping(f"{origin}: " + "; ".join(sorted(problems))[:2000])
     return _typed(document)
+
+
+def _unknown_placeholders(doc: dict[str, Any]) -> Iterator[str]:
+    """Braces that ``str.format`` would fail on, or that would reach into objects (``{symbol.__class__}``)."""
+    requests = doc["requests"]
+    texts = [
+        ("symbol", doc["symbol"], {"base", "quote"}),
+        ("products/path", doc["products"]["path"], set()),
+        ("requests/path", requests["path"], {"symbol"}),
+        *((f"requests/query/{name}", text, {"symbol"}) for name, text in requests.get("query", {}).items()),
+    ]
+    for where, text, known in texts:
+        try:
+            names = {name for _, name, form, conversion in string.Formatter().parse(text) if name is not None}
+            strange = any(form or conversion for _, _, form, conversion in string.Formatter().parse(text))
+        except ValueError as error:
+            yield f"{where}: {error}"
+            continue
+        if strange or names - known:
+            yield f"{where}: {text[:60]!r} may only hold the placeholders {sorted(known)}"
+
+
+def _unkept_limits(limits: dict[str, Any]) -> Iterator[str]:
+    numbers = [*(limits[name] for name in ("amount", "per_seconds", "burst")), *limits["cost"].values()]
+    if not all(math.isfinite(number) for number in numbers):
+        yield "limits: every number must be finite"
+    elif limits["amount"] / limits["per_seconds"] / limits["cost"]["page"] > MAX_PAGES_PER_SECOND:
+        yield f"limits: more than {MAX_PAGES_PER_SECOND} pages a second, which no exchange allows"
+
+
+def _fields_read_twice(fields: dict[str, Any]) -> Iterator[str]:
+    """A price that is read as the quantity too would pass every other check."""
+    sources = [field["from"] for field in fields.values()]
+    for name in sorted({s for s in sources if sources.count(s) > 1}):
+        yield f"fields: {name!r} is read twice"
 
 
 def _explain(error: Any) -> str:
@@ -231,7 +282,11 @@ def load_mapping(exchange: str) -> Mapping:
 
 @functools.cache
 def _load(path: Path) -> Mapping:
-    mapping = parse_mapping(path.read_text(encoding="utf-8"), path.name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadMapping(f"{path.name} cannot be read as UTF-8: {error}"[:300]) from error
+    mapping = parse_mapping(text, path.name)
     if mapping.exchange != path.stem:
         raise BadMapping(f"{path.name} describes {mapping.exchange!r}: file name and exchange must agree")
     return mapping

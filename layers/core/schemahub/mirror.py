@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from schemahub.errors import MirrorAhead
 from schemahub.ledger import Ledger, Watermark
 from schemahub.objects import ObjectStore
-from schemahub.streams import Stream
+from schemahub.streams import MAX_POSITION, Stream
 
 
 def body_of(stream: Stream, mark: Watermark) -> bytes:
@@ -37,9 +37,9 @@ def parse(stream: Stream, body: bytes) -> Watermark | None:
         numbers = [value[name] for name in ("low", "high", "fence", "updated_at")]
         if value["stream"] != str(stream) or any(type(n) is not int for n in numbers):
             return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return Watermark(*numbers) if numbers[0] <= numbers[1] else None
+    return Watermark(*numbers) if 0 <= numbers[0] <= numbers[1] <= MAX_POSITION else None
 
 
 def heal(objects: ObjectStore, ledger: Ledger, stream: Stream) -> str:

@@ -38,9 +38,9 @@ class PacedExchange:
         if paced is None:
             exchange = deps.exchange(name)
             bucket = Bucket.of(exchange.mapping, deps.settings.limit_share)
-            throttle = Throttle(
-                SharedBucket(deps.throttle_table, bucket, deps.clock), deps.clock, max_wait_s=MAX_SLOT_WAIT_S
-            )
+            shared = SharedBucket(deps.throttle_table, bucket, deps.clock)
+            shared.on_reset = lambda: deps.call_attention("the token bucket lay absurdly far ahead: a bad clock", name)
+            throttle = Throttle(shared, deps.clock, max_wait_s=MAX_SLOT_WAIT_S)
             breaker = Breaker(deps.throttle_table, name, deps.clock, random.Random(deps.rng.random()))
             paced = deps.paced[name] = cls(exchange, throttle, breaker)
         return paced

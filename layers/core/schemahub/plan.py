@@ -9,6 +9,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from schemahub.errors import BadStateInput, EmptyPage, HeadBehindWatermark, MalformedResponse
 from schemahub.exchanges import Row
@@ -16,6 +17,9 @@ from schemahub.streams import Chunk, Stream
 
 MAX_CHUNKS = 5_000
 """Chunks of one stream in one plan; the rest is the next run's. Bounds a child execution and a wrong head."""
+MAX_JUMP = 10_000_000
+"""Positions that one run goes forward. A head further away may be a stray id: a part of it is asked for, a human is
+told, and the next run goes on."""
 MAX_PROBES = 80
 
 
@@ -79,14 +83,21 @@ def to_jsonl(chunks: Iterable[Chunk]) -> bytes:
 
 def from_jsonl(body: bytes) -> list[Chunk]:
     """Raises BadStateInput for a list that is not of chunks, or whose chunks overlap or are out of order."""
-    try:
-        chunks = [Chunk.from_json(json.loads(line)) for line in body.splitlines()]
-    except ValueError as error:
-        raise BadStateInput(f"the chunk list is not JSON lines: {error}") from error
+    chunks = [Chunk.from_json(value) for value in lines_of(body, "the chunk list")]
     for before, after in itertools.pairwise(chunks):
         if after.first <= before.last:
             raise BadStateInput(f"chunks {before} and {after} overlap or are out of order")
     return chunks
+
+
+def lines_of(body: bytes, what: str) -> list[Any]:
+    """The values of JSON lines. Raises BadStateInput, naming ``what``, for anything else."""
+    try:
+        return [json.loads(line) for line in body.split(b"\n") if line]
+    except (ValueError, RecursionError) as error:
+        raise BadStateInput(
+            f"{what} is not JSON lines: {str(error)[:200]}", remedy="Start a new execution: it plans again."
+        ) from error
 
 
 def cold_start(

@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from schemahub import events
+from schemahub import events, outages
 from schemahub.batches import Batch, Manifest, make_batches, manifest_key
-from schemahub.errors import StaleBatch
+from schemahub.errors import CorruptState, StaleBatch, about
 from schemahub.mappings import load_mapping
+from schemahub.plan import lines_of
 from schemahub.runtime import Deps
 from schemahub.streams import PREFIX
 
@@ -49,7 +50,11 @@ def transform_step(event: events.BatchStep, deps: Deps) -> dict[str, Any]:
     from schemahub.transform import transform_batch
 
     batch = Batch.from_json(event.batch)
-    with tempfile.TemporaryDirectory(prefix="schemahub-") as folder:
+    with (
+        about(batch.stream, batch.interval),
+        outages.named(),
+        tempfile.TemporaryDirectory(prefix="schemahub-") as folder,
+    ):
         manifest = transform_batch(deps.objects, load_mapping, batch, event.run.id, Path(folder))
     deps.count("RowsTransformed", manifest.rows)
     deps.count("RowsQuarantined", manifest.quarantined)
@@ -78,15 +83,28 @@ def publish_step(event: events.PublishStep, deps: Deps) -> dict[str, Any]:
 
 
 def _manifests(deps: Deps, batches_key: str, run_id: str) -> list[Manifest]:
-    body = deps.objects.get(batches_key) or b""
+    body = deps.objects.get(batches_key)
+    if not body:
+        # A list that is gone is not a list of nothing: that would end as a success without a row.
+        raise StaleBatch(f"the list of batches {batches_key} is gone")
     manifests = []
-    for line in body.splitlines():
-        batch_id = json.loads(line)["batch_id"]
-        found = deps.objects.get(manifest_key(run_id, batch_id))
+    for value in lines_of(body, batches_key):
+        batch = Batch.from_json(value)
+        found = deps.objects.get(manifest_key(run_id, batch.batch_id))
         if found is None:
-            raise StaleBatch(f"the manifest of batch {batch_id} is not there")
-        manifests.append(Manifest.from_json(json.loads(found)))
+            raise StaleBatch(f"the manifest of batch {batch.batch_id} is not there", stream=batch.stream)
+        manifests.append(_manifest(found, batch))
     return manifests
+
+
+def _manifest(body: bytes, batch: Batch) -> Manifest:
+    try:
+        manifest = Manifest.from_json(json.loads(body))
+    except (ValueError, RecursionError) as error:
+        raise CorruptState(f"the manifest of batch {batch.batch_id} is not JSON: {error!r}"[:300]) from error
+    if manifest.batch != batch:
+        raise CorruptState(f"the manifest of batch {batch.batch_id} is that of another", stream=batch.stream)
+    return manifest
 
 
 def open_table(deps: Deps) -> Any:

@@ -19,6 +19,7 @@ from schemahub.objects import ObjectStore
 from schemahub.streams import Absent, Chunk, RawObject, Stream
 
 LEVEL = 3
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"(\d{20})_(\d{20})_(\d+)\.jsonl\.zst")
 
 
@@ -58,10 +59,16 @@ def store(objects: ObjectStore, stream: Stream, fetched: Fetched) -> RawObject:
     if objects.put_new(raw.key, compressor.compress(content), _metadata(raw)):
         return raw
     there = find(objects, stream, chunk)
-    if there is None or there.sha256 != raw.sha256:
+    if there is None:
         raise RawConflict(
-            f"{raw.key} holds other content (sha256 {there.sha256[:12] if there else 'unknown'}, "
-            f"fetched now {raw.sha256[:12]})",
+            f"{raw.key} was not written by SchemaHub (empty, or without its metadata) and blocks its range",
+            stream=stream,
+            span=(chunk.first, chunk.last),
+            remedy="It was kept. Move it away (the bucket keeps old versions), then redrive.",
+        )
+    if there.sha256 != raw.sha256:
+        raise RawConflict(
+            f"{raw.key} holds other content (sha256 {there.sha256[:12]}, fetched now {raw.sha256[:12]})",
             stream=stream,
             span=(chunk.first, chunk.last),
         )
@@ -91,9 +98,9 @@ def find(objects: ObjectStore, stream: Stream, chunk: Chunk) -> RawObject | None
 
 
 def describe(objects: ObjectStore, key: str) -> RawObject | None:
-    """What an object's metadata says of it; None where the object is gone or was not written by us."""
+    """What an object's metadata says of it; None where the object is gone, is empty or was not written by us."""
     meta = objects.head(key)
-    if meta is None or not {"first", "last", "count", "sha256", "absent"} <= meta.keys():
+    if meta is None or not meta["size"] or not {"first", "last", "count", "sha256", "absent"} <= meta.keys():
         return None
     try:
         raw = RawObject(
@@ -104,10 +111,12 @@ def describe(objects: ObjectStore, key: str) -> RawObject | None:
             meta["sha256"],
             tuple(Absent(int(a), int(b), kind) for a, b, kind in json.loads(meta["absent"])),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CorruptState(f"the metadata of {key} cannot be read: {error}") from error
     if parse_raw_key(key) != (raw.first, raw.last, raw.count):
         raise CorruptState(f"the name of {key} and its metadata disagree")
+    if not _SHA256.fullmatch(raw.sha256):
+        raise CorruptState(f"the metadata of {key} names no SHA-256")
     raw.check()
     return raw
 

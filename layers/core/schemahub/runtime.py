@@ -7,12 +7,14 @@ command line from a stack's outputs, tests from fakes.
 from __future__ import annotations
 
 import functools
+import ipaddress
 import json
 import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import boto3
 from aws_lambda_powertools import Logger, Metrics, Tracer
@@ -20,15 +22,17 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.config import Config
 from pydantic import BaseModel, ValidationError
 
-from schemahub import SCHEMA_VERSION
+from schemahub import SCHEMA_VERSION, outages
 from schemahub.clock import Clock, SystemClock
-from schemahub.errors import BadConfig, BadStateInput, SchemaVersionMismatch
+from schemahub.errors import BadConfig, BadStateInput, SchemaVersionMismatch, about
+from schemahub.events import MAX_PAYLOAD_BYTES
 from schemahub.exchanges import Exchange, Http, RequestsHttp
 from schemahub.ledger import Ledger
 from schemahub.locks import Locks
-from schemahub.mappings import load_mapping
+from schemahub.mappings import exchanges, load_mapping
 from schemahub.objects import ObjectStore
 
+MAX_CHUNK_PAGES = 1000
 CLIENT = Config(retries={"mode": "standard", "max_attempts": 5}, connect_timeout=5, read_timeout=30, tcp_keepalive=True)
 """Retries of single calls; a write that may have been applied is made safe by conditions, not by hope."""
 
@@ -65,6 +69,12 @@ class Settings:
                 raise BadConfig(f"SCHEMAHUB_{name} is {text[:40]!r}, not a number from {low:g} to {high:g}")
             return value
 
+        def whole(name: str, low: int, high: int, default: str) -> int:
+            value = number(name, low, high, default)
+            if not value.is_integer():
+                raise BadConfig(f"SCHEMAHUB_{name} is {value:g}, not a whole number")
+            return int(value)
+
         def text(name: str) -> str:
             value = env.get(f"SCHEMAHUB_{name}", "")
             if not value:
@@ -81,8 +91,8 @@ class Settings:
             stage=env.get("SCHEMAHUB_STAGE") or "local",
             limit_share=number("LIMIT_SHARE", 0.01, 1, "1"),
             cold_start_hours=number("COLD_START_HOURS", 0, 1_000_000, "24"),
-            cold_start_trades=int(number("COLD_START_TRADES", 1, 1e9, "1000000")),
-            chunk_pages=int(number("CHUNK_PAGES", 1, 1000, "10")),
+            cold_start_trades=whole("COLD_START_TRADES", 1, 10**9, "1000000"),
+            chunk_pages=whole("CHUNK_PAGES", 1, MAX_CHUNK_PAGES, "10"),
             products=tuple(p.strip() for p in env.get("SCHEMAHUB_PRODUCTS", "").split(",") if p.strip()),
             endpoints=_endpoints(env.get("SCHEMAHUB_ENDPOINTS", "")),
         )
@@ -93,11 +103,40 @@ def _endpoints(text: str) -> dict[str, str]:
         return {}
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadConfig(f"SCHEMAHUB_ENDPOINTS is not JSON: {error}") from error
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
         raise BadConfig("SCHEMAHUB_ENDPOINTS is not an object of exchange → URL")
+    for name, url in value.items():
+        if name not in exchanges():
+            # A name that nobody reads would send the requests to the real exchange.
+            raise BadConfig(f"SCHEMAHUB_ENDPOINTS names {name[:40]!r}, which has no mapping")
+        if problem := _url_problem(url):
+            raise BadConfig(f"SCHEMAHUB_ENDPOINTS: the URL of {name} {problem}")
     return value
+
+
+def _url_problem(url: str) -> str | None:
+    """Why an endpoint is refused: it could leak credentials, or reach what only this machine may reach."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError as error:
+        return f"cannot be read ({error})"
+    if parts.scheme not in ("http", "https") or not host or not url.isprintable():
+        return "is not an http(s) URL"
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        return "holds a user, a query or a fragment"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        here = host == "localhost"
+    else:
+        here = address.is_loopback
+        if not here:
+            # 169.254.169.254 and its like hand out the credentials of the machine.
+            return "is an address: name the host, or use loopback"
+    return None if here or parts.scheme == "https" else "is not https (only loopback may do without)"
 
 
 @dataclass
@@ -125,6 +164,11 @@ class Deps:
         """Add to a metric. Names are few and fixed, dimensions only service and exchange: cardinality stays bounded."""
         if self.metrics is not None:
             self.metrics.add_metric(name=name, unit=unit, value=value)
+
+    def call_attention(self, what: str, about: object) -> None:
+        """Nothing failed, yet a human should look: an error in the log, and a metric with an alarm."""
+        logger.error(what, extra={"about": str(about)})
+        self.count("NeedsALook")
 
 
 def build(settings: Settings, session: Any | None = None, clock: Clock | None = None, http: Http | None = None) -> Deps:
@@ -167,11 +211,22 @@ def parse_event(model: type[Event], event: Any) -> Event:
         SchemaVersionMismatch: the payload is of another release; BadStateInput: keys are missing, unknown or wrong.
     """
     version = event.get("schema_version") if isinstance(event, dict) else None
-    if version != SCHEMA_VERSION:
-        raise SchemaVersionMismatch(f"the payload's schema_version is {version!r}, this code speaks {SCHEMA_VERSION}")
+    inner = event.get("input") if isinstance(event, dict) else None
+    # What a person gave to the execution may leave the version out; the payloads of our own states may not.
+    given = inner.get("schema_version", SCHEMA_VERSION) if isinstance(inner, dict) else SCHEMA_VERSION
+    for name, found in (("payload", version), ("execution's input", given)):
+        if type(found) is not int or found != SCHEMA_VERSION:
+            raise SchemaVersionMismatch(
+                f"the {name}'s schema_version is {str(found)[:40]!r}, this code speaks {SCHEMA_VERSION}"
+            )
     try:
+        size = len(json.dumps(event).encode("utf-8", "surrogatepass"))
+        if size > MAX_PAYLOAD_BYTES:
+            raise BadStateInput(f"the payload has {size} bytes, Step Functions takes {MAX_PAYLOAD_BYTES}")
         return model.model_validate(event)
-    except ValidationError as error:
+    except (TypeError, ValueError, RecursionError) as error:
+        if not isinstance(error, ValidationError):
+            raise BadStateInput(f"the payload is not JSON: {error!r}"[:300]) from error
         problems = "; ".join(f"{'/'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
         raise BadStateInput(problems) from error
 
@@ -192,7 +247,8 @@ def handler_of(model: type[Event]) -> Callable[[Callable[[Event, Deps], dict[str
             logger.append_keys(**log_keys(parsed))
             deps = deps_from_env()
             try:
-                result = step(parsed, deps)
+                with about(*place_of(parsed)), outages.named():
+                    result = step(parsed, deps)
             except Exception as error:
                 logger.error("step failed", extra={"error": type(error).__name__, "reason": str(error)[:500]})
                 raise
@@ -202,6 +258,12 @@ def handler_of(model: type[Event]) -> Callable[[Callable[[Event, Deps], dict[str
         return handler
 
     return decorate
+
+
+def place_of(event: BaseModel) -> tuple[object, tuple[int, int] | None]:
+    """The stream and the range that an event is about, as far as it says."""
+    chunk = getattr(event, "chunk", None)
+    return getattr(event, "stream", None), (chunk.first, chunk.last) if chunk is not None else None
 
 
 def log_keys(event: BaseModel) -> dict[str, str]:

@@ -64,9 +64,9 @@ class Stream:
     @classmethod
     def parse(cls, text: str) -> Stream:
         """The inverse of ``str``; also takes ``exchange:PRODUCT``."""
-        parts = re.split("[#:]", text)
+        parts = re.split("[#:]", text) if isinstance(text, str) else []
         if not 2 <= len(parts) <= 3:
-            raise BadProductId(f"{text[:60]!r} is not exchange:PRODUCT")
+            raise BadProductId(f"{str(text)[:60]!r} is not exchange:PRODUCT")
         return cls(*parts)
 
     @classmethod
@@ -197,12 +197,44 @@ class Segment:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Segment:
-        fields = dict(
-            value, stream=Stream.from_json(value["stream"]), absent=tuple(Absent(*a) for a in value["absent"])
-        )
-        fields.pop("published_in", None)
-        return cls(**fields)
+    def from_json(cls, value: Any) -> Segment:
+        """Raises BadStateInput for what is not a segment, CorruptState for one that does not fill its range."""
+        try:
+            segment = cls(
+                stream=Stream.from_json(value["stream"]),
+                absent=tuple(Absent(position(a), position(b), str(kind)) for a, b, kind in value["absent"]),
+                first=position(value["first"], "first"),
+                last=position(value["last"], "last"),
+                count=position(value["count"], "count"),
+                committed_at=position(value["committed_at"], "committed_at"),
+                raw_key=_text(value["raw_key"], "raw_key"),
+                sha256=_text(value["sha256"], "sha256"),
+                source=_text(value["source"], "source"),
+                run_id=_text(value["run_id"], "run_id"),
+                commit_id=_text(value["commit_id"], "commit_id"),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadStateInput(f"{str(value)[:80]!r} is not a segment: {error!r}") from error
+        segment.check()
+        return segment
+
+    def check(self) -> None:
+        """Raises CorruptState where rows and holes do not fill the range exactly, or raw is not this stream's."""
+        for name in _SEGMENT_TEXTS:
+            if not isinstance(getattr(self, name), str):
+                raise CorruptState(f"{name} of a segment is not text", stream=self.stream, span=self.interval)
+        if not self.raw_key.startswith(self.stream.raw_prefix):
+            raise CorruptState(f"raw_key {self.raw_key[:200]} is another's", stream=self.stream, span=self.interval)
+        RawObject(self.raw_key, self.first, self.last, self.count, self.sha256, self.absent).check()
+
+
+_SEGMENT_TEXTS = ("raw_key", "sha256", "source", "run_id", "commit_id")
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadStateInput(f"{name} {str(value)[:40]!r} is not text")
+    return value
 
 
 def merge(intervals: Iterable[tuple[int, int]]) -> list[Interval]:

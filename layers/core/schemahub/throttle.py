@@ -20,8 +20,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Costs
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
@@ -153,6 +153,8 @@ class SharedBucket:
         self._table = table
         self._clock = clock
         self._key = {"exchange": bucket.exchange}
+        self.on_reset: Callable[[], None] = lambda: None
+        """Called when an absurd item was put right: a clock somewhere is wrong, and a human should know."""
         self.idle = False
         """Whether the bucket was full when this worker last looked: slots then come all at once."""
 
@@ -226,6 +228,7 @@ class SharedBucket:
                 "bucket lay absurdly far ahead and was reset",
                 extra={"exchange": self.bucket.exchange, "ahead_s": (tat - now) // SECOND_US},
             )
+            self.on_reset()
             return False
         return tat < now
 
