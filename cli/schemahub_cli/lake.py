@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from schemahub.errors import BadQuery
+from schemahub.holes import absent_now
 from schemahub.ledger import Ledger
 from schemahub.streams import Stream
 from schemahub_cli.target import Target
@@ -54,7 +55,7 @@ class Proof:
     last: int
     trades: int
     absent: int
-    """Ids in the range that the exchange never issued."""
+    """Ids in the range that no segment and no later fill holds."""
     missing: int
     duplicates: int
     new: int
@@ -85,7 +86,7 @@ def prove(connection: Any, ledger: Ledger, streams: Iterable[Stream], run: str) 
     proofs = []
     for stream, mark in marks.items():
         segments = list(ledger.segments(stream))
-        absent = sum(a.last - a.first + 1 for s in segments for a in s.absent)
+        absent = sum(part.size for part in absent_now(segments, ledger.segments(stream.fills)))
         rows, distinct, _strays = found.get((stream.exchange, stream.product), (0, 0, 0))
         proofs.append(
             Proof(

@@ -67,7 +67,7 @@ class ExchangeState:
 
 def streams(deps: Deps, heads: bool) -> list[StreamState]:
     """The streams of the seed list and those that have something to publish."""
-    pending = Counter(segment.stream for segment in deps.ledger.pending())
+    pending = Counter(segment.stream.trades for segment in deps.ledger.pending())
     known = {*ingest.read_seed(deps), *(Stream.parse(p) for p in deps.settings.products), *pending}
     return [_stream(deps, s, pending[s], heads) for s in sorted(known)]
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from schemahub.errors import BadInput, BadStateInput, CorruptState
-from schemahub.streams import PREFIX, Interval, Segment, Stream, position
+from schemahub.streams import PREFIX, TRADES, Interval, Segment, Stream, position
 from schemahub.table import COLUMNS
 
 MAX_BATCH_ROWS = 1_000_000
@@ -200,4 +200,6 @@ def manifest_key(run_id: str, batch_id: str) -> str:
 
 def quarantine_key(batch: Batch) -> str:
     stream, (first, last) = batch.stream, batch.interval
-    return f"{PREFIX}quarantine/{stream.exchange}/{stream.product}/{first:020d}_{last:020d}.jsonl.zst"
+    # A fill may have the range of the chunk that was missing as a whole.
+    kind = "" if stream.dataset == TRADES else f"{stream.dataset}_"
+    return f"{PREFIX}quarantine/{stream.exchange}/{stream.product}/{kind}{first:020d}_{last:020d}.jsonl.zst"

@@ -1,13 +1,13 @@
 """Committing: the watermark moves over finished chunks in one fenced transaction, and after doubt we look.
 
 A transaction that fails, or whose answer is lost, is never repeated blindly: ``_look`` reads what is there and says
-which of the outcomes it was.
+which of the outcomes it was. Holes are settled the same way: fenced, and from exactly what was seen.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from schemahub.clock import Clock
 from schemahub.errors import CorruptState
-from schemahub.ledger import MAX_SEGMENTS_PER_TRANSACTION, Ledger
+from schemahub.holes import Hole
+from schemahub.ledger import MAX_ITEMS_PER_TRANSACTION, Ledger
 from schemahub.locks import Lease, Locks
 from schemahub.streams import RawObject, Segment, Stream
 
@@ -82,13 +83,27 @@ def commit_segments(
             raise ValueError(f"{segment.stream}: the segment at {segment.first} does not follow {end}")
         end = segment.last
     outcome: Outcome = Superseded(base)
-    for start in range(0, len(segments), MAX_SEGMENTS_PER_TRANSACTION):
-        group = segments[start : start + MAX_SEGMENTS_PER_TRANSACTION]
+    for group in _groups(segments):
         outcome = _commit_group(ledger, locks, lease, group, base, clock)
         if not isinstance(outcome, Committed):
             return outcome
         base = group[-1].last
     return outcome
+
+
+def _groups(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
+    """Segments in the transactions that hold them and their holes."""
+    group: list[Segment] = []
+    weight = 0
+    for segment in segments:
+        items = 1 + len(segment.absent)
+        if group and weight + items > MAX_ITEMS_PER_TRANSACTION:
+            yield group
+            group, weight = [], 0
+        group.append(segment)
+        weight += items
+    if group:
+        yield group
 
 
 def _commit_group(
@@ -125,10 +140,46 @@ def _look(ledger: Ledger, locks: Locks, lease: Lease, group: Sequence[Segment], 
         return Superseded(mark.high)
     if (mark.high if mark else None) != base:
         return Superseded(mark.high if mark else None)
+    return None if _holds(locks, lease) else Fenced()
+
+
+def settle_hole(
+    ledger: Ledger, locks: Locks, lease: Lease, seen: Hole, now: Hole, fills: Sequence[Segment], clock: Clock
+) -> Committed | Fenced | Superseded:
+    """Record what a later look at a hole showed; ``fills`` are segments of the line ``stream.fills``.
+
+    ``high`` of the outcome is the hole's last id. Superseded: somebody else has settled the hole meanwhile.
+
+    Raises:
+        CorruptState: hole and lock are as they were seen, yet the write is refused: such a fill exists already.
+    """
+    for attempt in range(MAX_TRIES):
+        try:
+            ledger.settle(locks, lease, seen, now, fills)
+            return Committed(now.last)
+        except (ClientError, BotoCoreError) as error:
+            there = ledger.hole(now.stream, now.first)
+            if there == now and there.revision == now.revision:
+                return Committed(now.last, already=True)
+            if there is None or there.revision != seen.revision:
+                return Superseded(now.last)
+            if not _holds(locks, lease):
+                return Fenced()
+            if "ConditionalCheckFailed" in _reasons(error):
+                raise CorruptState(
+                    "the hole and the lock are as seen, yet the fill is refused: another stands there",
+                    stream=now.stream,
+                    span=(now.first, now.last),
+                ) from error
+            if attempt == MAX_TRIES - 1 or not _passing(error):
+                raise
+            clock.sleep(0.1 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _holds(locks: Locks, lease: Lease) -> bool:
     holder = locks.holder(lease.lock_id)
-    if holder is None or (holder.owner, holder.fence) != (lease.owner, lease.fence):
-        return Fenced()
-    return None
+    return holder is not None and (holder.owner, holder.fence) == (lease.owner, lease.fence)
 
 
 def _passing(error: Exception) -> bool:

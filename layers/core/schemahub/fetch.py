@@ -3,12 +3,13 @@
 Pages are judged, never trusted: rows outside the question are dropped and prove nothing, repeats must be identical, an
 empty answer is an error. Ids that the first answers skipped are asked for again, later. They are recorded as
 ``exchange_skipped`` only when one answer, which begins at the trade before them, goes on with the trade behind them: a
-stale node, an ignored cursor, a pruned history or a stray row cannot show both.
+stale node, an ignored cursor, a pruned history or a stray row cannot show both. Beside a trade that is still young they
+are ``not_yet``: an exchange may show its newest trades out of order. Either way they are asked for again (``repair``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -43,6 +44,8 @@ class Fetched:
     """Rows that came more than once, with the same content."""
     outside: int = 0
     """Rows that nobody had asked for."""
+    times: Mapping[int, int] = field(default_factory=dict, compare=False, repr=False)
+    """Microseconds since the epoch of every trade that the answers showed, also outside of the chunk, by id."""
 
 
 def fetch_chunk(
@@ -54,10 +57,12 @@ def fetch_chunk(
     descending: bool,
     pause: Callable[[float], None],
     tick: Callable[[], None] = lambda: None,
+    young_us: int | None = None,
 ) -> Fetched:
     """All rows of ``chunk``, complete or an error.
 
-    ``pause`` sleeps for seconds before a second look; ``tick`` is called after each answer (lease renewal).
+    ``pause`` sleeps for seconds before a second look; ``tick`` is called after each answer (lease renewal). Holes
+    before a trade younger than ``young_us`` (microseconds since the epoch) are ``not_yet``.
 
     Raises:
         EmptyPage: the exchange answered with no rows at all.
@@ -78,9 +83,9 @@ def fetch_chunk(
         seen_twice.update(again)
     else:
         raise IncompletePage("each look finds other ids missing", stream=stream, span=(chunk.first, chunk.last))
-    absent = tuple(Absent(hole.first, hole.last, "exchange_skipped") for hole in fetch.holes())
+    absent = tuple(Absent(hole.first, hole.last, fetch.kind_of(hole, young_us)) for hole in fetch.holes())
     texts = tuple(fetch.rows[i] for i in sorted(fetch.rows))
-    return Fetched(chunk, texts, absent, fetch.requests, fetch.repeated, fetch.outside)
+    return Fetched(chunk, texts, absent, fetch.requests, fetch.repeated, fetch.outside, fetch.times)
 
 
 @dataclass
@@ -94,6 +99,7 @@ class _Fetch:
     sign: int
     tick: Callable[[], None]
     rows: dict[int, str] = field(default_factory=dict)
+    times: dict[int, int] = field(default_factory=dict)
     requests: int = 0
     repeated: int = 0
     outside: int = 0
@@ -104,6 +110,7 @@ class _Fetch:
         page = self.source.page(self.stream, first, last, pages_left=-(-(last - first + 1) // self.page_size))
         self.requests += 1
         self.tick()
+        self.times.update((row.id, row.ts_us) for row in page if row.ts_us is not None)
         for row in page:
             if not self.chunk.first <= row.id <= self.chunk.last:
                 self.outside += 1
@@ -209,3 +216,10 @@ class _Fetch:
         edges = [self.chunk.first - 1, *(edge for run in have for edge in run), self.chunk.last + 1]
         pairs = zip(edges[::2], edges[1::2], strict=True)
         return [Interval(before + 1, after - 1) for before, after in pairs if after - before > 1]
+
+    def kind_of(self, hole: Interval, young_us: int | None) -> str:
+        """The class of a proved hole: ``not_yet`` while the trade behind it is young."""
+        behind = min((i for i in self.times if i > hole.last), default=None)
+        if young_us is not None and behind is not None and self.times[behind] > young_us:
+            return "not_yet"
+        return "exchange_skipped"

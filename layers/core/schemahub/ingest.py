@@ -24,12 +24,13 @@ from schemahub.errors import (
 )
 from schemahub.exchanges import Row
 from schemahub.fetch import fetch_chunk
+from schemahub.holes import YOUNG_S
 from schemahub.ledger import Watermark
 from schemahub.locks import Lease, Renewer
 from schemahub.mappings import Mapping, exchanges, load_mapping
 from schemahub.pacing import PacedExchange
 from schemahub.runtime import MAX_CHUNK_PAGES, Deps
-from schemahub.streams import PREFIX, Chunk, Stream, continuous_prefix
+from schemahub.streams import PREFIX, TRADES, Chunk, Stream, continuous_prefix
 
 SEED_KEY = f"{PREFIX}config/products.json"
 HEAD_THREADS = 8
@@ -83,6 +84,9 @@ def select_streams(deps: Deps, request: events.IngestInput) -> list[Stream]:
         for name in request.exchanges:
             load_mapping(name)
         streams = [s for s in streams if s.exchange in request.exchanges]
+    if foreign := sorted(str(s) for s in streams if s.dataset != TRADES):
+        # The same trades under another name would be in the table twice.
+        raise BadProductId(f"{foreign[0]} is not a stream of {TRADES}")
     unknown = {s.exchange for s in streams} - set(exchanges())
     if unknown:
         raise UnknownExchange(f"no mapping for {', '.join(sorted(unknown))} (known: {', '.join(exchanges())})")
@@ -244,6 +248,7 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
         descending=mapping.requests.cursor.descending,
         pause=deps.clock.sleep,
         tick=tick,
+        young_us=deps.clock.now_ms() * 1000 - int(YOUNG_S * 1e6),
     )
     raw.store(deps.objects, stream, fetched)
     deps.count("RequestsSent", fetched.requests)

@@ -1,7 +1,8 @@
 """The one door to ``StreamsTable``: watermarks, segments, and what is still to be published.
 
-An item of ``StreamsTable`` is (``stream``, ``item``): ``watermark``, ``segment#{first:020d}`` or ``last_run``. The
-sparse index ``pending`` holds the segments that no snapshot of the table names yet.
+An item of ``StreamsTable`` is (``stream``, ``item``): ``watermark``, ``segment#{first:020d}``, ``hole#{first:020d}`` or
+``last_run``. The sparse index ``pending`` holds the segments that no snapshot of the table names yet. What fills a hole
+later is a segment of the stream's line ``…#fills``, which has no watermark.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from boto3.dynamodb.types import TypeSerializer
 from botocore.exceptions import ClientError
 
 from schemahub.errors import BadProductId, CorruptState
+from schemahub.holes import Hole, committed_holes
 from schemahub.locks import Lease, Locks
-from schemahub.streams import Absent, Segment, Stream
+from schemahub.streams import ABSENT_CLASSES, TRADES, Absent, Interval, Segment, Stream
 
 PENDING_INDEX = "pending"
-MAX_SEGMENTS_PER_TRANSACTION = 90
-"""TransactWriteItems takes 100 actions; two are the lock's check and the watermark."""
+MAX_ITEMS_PER_TRANSACTION = 90
+"""Segments and holes together. TransactWriteItems takes 100 actions; two are the lock's check and the watermark."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Ledger:
 
         An index lags: each is read again from the table, so that one published meanwhile does not come back.
         """
-        for hint in self._query(IndexName=PENDING_INDEX, KeyConditionExpression=Key("pending").eq("trades")):
+        for hint in self._query(IndexName=PENDING_INDEX, KeyConditionExpression=Key("pending").eq(TRADES)):
             item = self._get(Stream.parse(hint["stream"]), hint["item"])
             if item is not None and "pending" in item:
                 yield _segment(item)
@@ -100,8 +102,38 @@ class Ledger:
                 ConditionExpression="high = :base AND fence <= :fence",
                 values={**values, ":base": base},
             )
-        puts = [self._action("Put", Item=_item(segment)) for segment in segments]
+        items = [*map(_item, segments), *map(_hole_item, committed_holes(segments))]
+        puts = [self._action("Put", Item=item) for item in items]
         self.client.transact_write_items(TransactItems=[locks.condition_check(lease), move, *puts])
+
+    def holes(self, stream: Stream) -> Iterator[Hole]:
+        """The holes of a stream as they are known by now, by position."""
+        condition = Key("stream").eq(str(stream)) & Key("item").begins_with("hole#")
+        for item in self._query(KeyConditionExpression=condition, ConsistentRead=True):
+            yield _hole(item)
+
+    def hole(self, stream: Stream, first: int) -> Hole | None:
+        item = self._get(stream, _hole_name(first))
+        return _hole(item) if item else None
+
+    def add_hole(self, hole: Hole) -> None:
+        """Put what a segment says of a hole, unless more is known already."""
+        self._put_new(_hole_item(hole))
+
+    def settle(self, locks: Locks, lease: Lease, seen: Hole, now: Hole, fills: Sequence[Segment]) -> None:
+        """Replace the hole that was ``seen`` by what is known ``now`` and put its ``fills``, while the lease holds.
+
+        Raises:
+            ClientError: TransactionCanceledException; ``commit.settle_hole`` finds out what it means.
+        """
+        change = self._action(
+            "Put",
+            Item=_hole_item(now),
+            ConditionExpression="revision = :seen",
+            values={":seen": seen.revision},
+        )
+        puts = [self._action("Put", Item=_item(fill)) for fill in fills]
+        self.client.transact_write_items(TransactItems=[locks.condition_check(lease), change, *puts])
 
     def _action(self, kind: str, values: dict[str, Any] | None = None, **parts: Any) -> dict[str, Any]:
         """One action of a transaction; without a condition of its own it demands that nothing is there yet."""
@@ -123,8 +155,8 @@ class Ledger:
 
         The fence begins again at 0, because the lock's own may have been lost with it.
         """
-        for segment in segments:
-            self._put_new(_item(segment))
+        for item in [*map(_item, segments), *map(_hole_item, committed_holes(segments))]:
+            self._put_new(item)
         self.table.update_item(
             Key={"stream": str(stream), "item": "watermark"},
             UpdateExpression="SET low = :low, high = :high, fence = :zero, updated_at = :now",
@@ -189,6 +221,10 @@ def _segment_item(first: int) -> str:
     return f"segment#{first:020d}"
 
 
+def _hole_name(first: int) -> str:
+    return f"hole#{first:020d}"
+
+
 def _integer(value: Any) -> int:
     if not isinstance(value, Decimal | int) or isinstance(value, bool) or value != int(value):
         raise TypeError(f"{value!r} is not an integer")
@@ -199,7 +235,7 @@ def _item(segment: Segment) -> dict[str, Any]:
     item = segment.to_json() | {"stream": str(segment.stream), "item": _segment_item(segment.first)}
     if segment.published_in:
         return item | {"published_in": segment.published_in}
-    return item | {"pending": segment.stream.dataset, "pending_key": f"{segment.stream}#{segment.first:020d}"}
+    return item | {"pending": TRADES, "pending_key": f"{segment.stream}#{segment.first:020d}"}
 
 
 def _segment(item: dict[str, Any]) -> Segment:
@@ -226,3 +262,45 @@ def _segment(item: dict[str, Any]) -> Segment:
         raise CorruptState(f"segment item {item.get('item')!r} begins at {segment.first}", stream=segment.stream)
     segment.check()
     return segment
+
+
+def _hole_item(hole: Hole) -> dict[str, Any]:
+    return {
+        "stream": str(hole.stream),
+        "item": _hole_name(hole.first),
+        "first": hole.first,
+        "last": hole.last,
+        "class": hole.kind,
+        "first_seen": hole.first_seen,
+        "last_looked_at": hole.last_looked_at,
+        "looks": hole.looks,
+        "unclear": hole.unclear,
+        "evidence": hole.evidence,
+        "filled_by": [list(part) for part in hole.filled],
+        "revision": hole.revision,
+    }
+
+
+def _hole(item: dict[str, Any]) -> Hole:
+    try:
+        if item["class"] not in ABSENT_CLASSES:
+            raise ValueError(f"class {item['class']!r}")
+        numbers = {
+            name: _integer(item[name])
+            for name in ("first", "last", "first_seen", "last_looked_at", "looks", "unclear", "revision")
+        }
+        hole = Hole(
+            stream=Stream.parse(item["stream"]),
+            kind=item["class"],
+            evidence=item["evidence"],
+            filled=tuple(Interval(_integer(a), _integer(b)) for a, b in item["filled_by"]),
+            **numbers,
+        )
+    except (KeyError, TypeError, ValueError, BadProductId) as error:
+        raise CorruptState(
+            f"hole item {item.get('item')!r} is not readable: {error!r}", stream=item.get("stream")
+        ) from error
+    inside = all(hole.first <= part.first <= part.last <= hole.last for part in hole.filled)
+    if _hole_name(hole.first) != item.get("item") or hole.first > hole.last or not inside:
+        raise CorruptState(f"hole item {item.get('item')!r} has an impossible range", stream=hole.stream)
+    return hole

@@ -15,6 +15,7 @@ from schemahub.errors import BadProductId, BadStateInput, CorruptState
 
 PREFIX = "schemahub/"
 MAX_POSITION = 2**63 - 1
+TRADES, FILLS = "trades", "fills"
 ABSENT_CLASSES = ("exchange_skipped", "halted", "not_yet", "lost")
 
 _EXCHANGE = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -77,6 +78,16 @@ class Stream:
 
     def to_json(self) -> dict[str, str]:
         return {"exchange": self.exchange, "product": self.product, "dataset": self.dataset}
+
+    @property
+    def fills(self) -> Stream:
+        """The line of what filled this stream's holes later: islands without a watermark, published like segments."""
+        return Stream(self.exchange, self.product, FILLS)
+
+    @property
+    def trades(self) -> Stream:
+        """The stream that a line of fills belongs to; itself otherwise."""
+        return Stream(self.exchange, self.product)
 
     @property
     def lock_id(self) -> str:
