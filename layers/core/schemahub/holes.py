@@ -94,9 +94,14 @@ class Look:
         return self.quiet_s >= max(HALT_S, HALT_TIMES * self.usual_s)
 
 
+def with_fills(hole: Hole, found: Iterable[Interval]) -> Hole:
+    """The hole after some of its ids came."""
+    return replace(hole, filled=tuple(merge([*hole.filled, *found])), revision=hole.revision + 1)
+
+
 def after_look(hole: Hole, look: Look, now_ms: int) -> Hole:
     """The hole as it is known after a look. Only looks ``LOOKS_APART_S`` after the last one count; finds always do."""
-    hole = replace(hole, filled=tuple(merge([*hole.filled, *look.found])), revision=hole.revision + 1)
+    hole = with_fills(hole, look.found)
     if not hole.left:
         return replace(hole, evidence="came later", last_looked_at=now_ms)
     if now_ms - hole.last_looked_at < LOOKS_APART_S * 1000:

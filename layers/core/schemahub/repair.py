@@ -6,7 +6,7 @@ absent stay as they are. Fills are published like any other segments, so each of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from schemahub import raw
@@ -22,7 +22,7 @@ from schemahub.errors import (
     UnknownProduct,
 )
 from schemahub.fetch import Fetched, fetch_chunk
-from schemahub.holes import HALT_S, Hole, Look, after_look, committed_holes, neighbours, pace
+from schemahub.holes import HALT_S, Hole, Look, after_look, committed_holes, neighbours, pace, with_fills
 from schemahub.locks import Lease, Renewer
 from schemahub.mappings import load_mapping
 from schemahub.pacing import PacedExchange
@@ -35,6 +35,8 @@ PASSING = (ExchangeUnavailable, RateLimited, MalformedResponse, ResponseInterrup
 LOOK_TRIES = 4
 PAUSE_S = 2.0
 PACE_IDS = 100
+MAX_FILLS = 90
+"""Fills that one transaction takes beside the hole and the lock (TransactWriteItems: 100 actions)."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,24 @@ def _repair(deps: Deps, hole: Hole, lease: Lease, owner: str, tick: Callable[[],
     deps.ledger.add_hole(hole)
     look, found = _look(deps, hole, tick)
     now_ms = deps.clock.now_ms()
-    after = after_look(hole, look, now_ms)
     fills = [_store(deps, hole.stream, part, owner, now_ms) for part in found]
-    outcome = settle_hole(deps.ledger, deps.locks, lease, hole, after, fills, deps.clock)
+    seen = hole
+    while len(fills) > MAX_FILLS:
+        some, fills = fills[:MAX_FILLS], fills[MAX_FILLS:]
+        now = with_fills(seen, [fill.interval for fill in some])
+        if not _settle(deps, lease, seen, now, some):
+            return Repaired(hole, seen, False)
+        seen = now
+    after = after_look(seen, look, now_ms)
+    return Repaired(hole, after, _settle(deps, lease, seen, after, fills))
+
+
+def _settle(deps: Deps, lease: Lease, seen: Hole, now: Hole, fills: Sequence[Segment]) -> bool:
+    """Whether this call's knowledge is in the ledger now; False when another process settled the hole meanwhile."""
+    outcome = settle_hole(deps.ledger, deps.locks, lease, seen, now, fills, deps.clock)
     if isinstance(outcome, Fenced):
-        raise LockLost("the lock was taken over before the hole was settled", stream=hole.stream)
-    return Repaired(hole, after, isinstance(outcome, Committed))
+        raise LockLost("the lock was taken over before the hole was settled", stream=seen.stream)
+    return isinstance(outcome, Committed)
 
 
 def _store(deps: Deps, stream: Stream, part: Fetched, owner: str, now_ms: int) -> Segment:
