@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,17 +51,16 @@ class Shifted(SystemClock):
         self.ahead_s += max(0.0, seconds)
 
 
-def retries() -> Iterator[tuple[tuple[str, ...], int]]:
+def retries() -> list[dict[str, Any]]:
     """The Retry blocks of ``FetchChunk``, which are those of ``PlanStream`` too."""
     machine = json.loads((ROOT / "statemachines" / "ingest.asl.json").read_text())
     streams = machine["States"]["IngestStreams"]["ItemProcessor"]["States"]
     fetch = streams["FetchChunks"]["ItemProcessor"]["States"]["FetchChunk"]["Retry"]
     assert [r["ErrorEquals"] for r in fetch] == [r["ErrorEquals"] for r in streams["PlanStream"]["Retry"]]
-    for one in fetch:
-        yield tuple(one["ErrorEquals"]), one["MaxAttempts"]
+    return list(fetch)
 
 
-RETRIES = dict(retries())
+RETRIES = retries()
 
 
 @dataclass
@@ -71,18 +70,21 @@ class Retrying(World):
     retried: Counter[str] = field(default_factory=Counter)
 
     def call(self, step: Any, model: Any, payload: dict[str, Any]) -> dict[str, Any]:
-        left = dict(RETRIES) if step in (ingest.plan_stream, ingest.fetch_step) else {}
+        blocks = RETRIES if step in (ingest.plan_stream, ingest.fetch_step) else []
+        used: Counter[int] = Counter()
         while True:
             try:
                 return super().call(step, model, payload)
             except SchemaHubError as error:
                 name = type(error).__name__
-                block = next((names for names in left if name in names), None)
-                if block is None or not left[block]:
+                number = next((n for n, block in enumerate(blocks) if name in block["ErrorEquals"]), -1)
+                if number < 0 or used[number] == blocks[number]["MaxAttempts"]:
                     raise
-                left[block] -= 1
+                delay_s = blocks[number]["IntervalSeconds"] * blocks[number]["BackoffRate"] ** used[number]
+                used[number] += 1
                 self.retried[name] += 1
-                self.deps.clock.sleep(2.0)
+                # Half of it: what full jitter is on average.
+                self.deps.clock.sleep(min(delay_s, blocks[number]["MaxDelaySeconds"]) / 2)
 
 
 @dataclass

@@ -26,6 +26,8 @@ def ages(*pairs: tuple[int, float]) -> list[Row]:
         (ages((1, 60), (2, 5), (3, 4.9)), Head(2, 3)),
         (ages((9, 1), (8, 2)), Head(7, 9)),
         (ages((7, 60), (8, 1), (9, 60)), Head(7, 9)),
+        (ages((7, 60), (8, -86_401), (9, 60)), Head(9, 9)),  # no young trade: its time is wrong
+        (ages((7, 60), (8, -86_399), (9, 60)), Head(7, 9)),
     ],
 )
 def test_the_head_is_the_trade_before_the_first_young_one(rows: list[Row], head: Head) -> None:

@@ -21,6 +21,8 @@ MAX_JUMP = 10_000_000
 """Positions that one run goes forward. A head further away may be a stray id: a part of it is asked for, a human is
 told, and the next run goes on."""
 MAX_PROBES = 80
+FUTURE_S = 86_400.0
+"""A trade that far ahead of our clock is not young, its time is wrong: waiting for it would hold the stream back."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def head_of(rows: Sequence[Row], stream: Stream, now_us: int, settle_seconds: fl
     """The head of a stream by its newest page: only trades older than the settle time count.
 
     When the whole page is younger, the id before it is the head: ids are dense, so it exists or is a hole to be
-    classed.
+    classed. A time beyond ``FUTURE_S`` is not waited for: the trade is kept as sent, and the transform quarantines it.
 
     Raises:
         EmptyPage: no trades at all; MalformedResponse: a trade without a readable time.
@@ -44,8 +46,9 @@ def head_of(rows: Sequence[Row], stream: Stream, now_us: int, settle_seconds: fl
         raise EmptyPage("the exchange shows no trades", stream=stream)
     check_times(rows, stream)
     before_us = now_us - int(settle_seconds * 1e6)
+    absurd_us = now_us + int(FUTURE_S * 1e6)
     # A young trade may have got a lower id than an older one: everything from the first young id on has to wait.
-    young = [row.id for row in rows if (row.ts_us or 0) > before_us]
+    young = [row.id for row in rows if before_us < (row.ts_us or 0) <= absurd_us]
     newest = max(row.id for row in rows)
     return Head(min(young) - 1 if young else newest, newest)
 
