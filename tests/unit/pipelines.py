@@ -147,6 +147,8 @@ class Pipeline:
         body = self.world.deps.objects.get(listed["batches_key"]) or b""
         for line in body.splitlines():
             call(publishing.transform_step, events.BatchStep, {"run": listed["run"], "batch": json.loads(line)})
+        if not listed["batches"]:  # as the Choice state HasBatches
+            return {"status": "nothing pending"}
         where = {name: listed[name] for name in ("run", "bucket", "batches_key")}
         return call(publishing.publish_step, events.PublishStep, {"execution": execution, **where})
 

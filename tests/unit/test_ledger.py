@@ -11,7 +11,8 @@ from boto3.dynamodb.conditions import Key
 from botocore.exceptions import ClientError
 
 from schemahub.errors import CorruptState
-from schemahub.streams import Stream
+from schemahub.holes import Hole
+from schemahub.streams import Interval, Stream
 from tests.unit.stores import NOW, STREAM, Stores, account, segment, tiles
 
 ETH = Stream("coinbase", "ETH-USD")
@@ -152,3 +153,26 @@ def test_the_last_run_is_remembered_by_stream(stores: Stores) -> None:
     assert (last["run"], last["outcome"]) == ("run-2", "done")
     assert stores.ledger.last_run(ETH) is None
     assert [s.first for s in stores.ledger.segments(STREAM)] == [101, 111, 121], "it is no segment"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"class": "gone"},
+        {"first": 102},
+        {"last": 99},
+        {"looks": "3"},
+        {"filled_by": [[90, 101]]},
+        {"filled_by": [[101, 100]]},
+        {"evidence": None, "first_seen": True},
+    ],
+    ids=str,
+)
+def test_a_hole_item_that_cannot_be_is_corrupt(stores: Stores, spoil: dict[str, Any]) -> None:
+    hole = Hole(STREAM, 100, 110, "not_yet", NOW, NOW, filled=(Interval(101, 102),))
+    stores.ledger.add_hole(hole)
+    assert list(stores.ledger.holes(STREAM)) == [hole]
+    item = next(i for i in stores.tables["streams"].scan()["Items"] if i["item"].startswith("hole#"))
+    stores.tables["streams"].put_item(Item={**item, **spoil})
+    with pytest.raises(CorruptState, match="hole#00000000000000000100"):
+        list(stores.ledger.holes(STREAM))
