@@ -58,6 +58,16 @@ FOLDERS = {
 
 
 @dataclass
+class Counted:
+    """Metrics that a step counted."""
+
+    names: set[str] = field(default_factory=set)
+
+    def add_metric(self, name: str, **_: Any) -> None:
+        self.names.add(name)
+
+
+@dataclass
 class BadWorld:
     session: boto3.Session
     deps: Deps
@@ -206,6 +216,7 @@ class BadWorld:
         self.market.spoils, self.market.newest = [], 75
         self.deps.paced.clear()
         self.deps.settings = self.settings
+        self.deps.metrics = self.counted = Counted()  # type: ignore[assignment]
         self.deps.rng = random.Random(1)
         self.clock.advance((NOW_MS - self.clock.now_ms()) / 1000)
 

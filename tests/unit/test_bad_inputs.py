@@ -81,6 +81,7 @@ def test_a_bad_input_is_named_and_moves_nothing(world: BadWorld, case: dict[str,
     with failing(world, case.get("aws")):
         outcome = attempt(world, case)
     moved = changes(before, world.state())
+    assert ("NeedsALook" in world.counted.names) == case.get("alarm", False)
     if "error" in case:
         assert isinstance(outcome, Exception), f"it was taken: {outcome}"
         check_error(outcome, case)
