@@ -24,7 +24,7 @@ from local.demo_report import Report, print_report
 from schemahub import cost
 from schemahub.errors import SchemaHubError
 from schemahub.mappings import load_mapping
-from schemahub.pacing import PacedExchange
+from schemahub.seed import read as read_seed
 from schemahub.streams import Stream
 from schemahub_cli import lake, seed, target
 from schemahub_cli.commands.pipeline import begin, follow_ingest
@@ -196,19 +196,17 @@ def _start(options: Options, sim_port: int, step: Steps) -> Target:
 
 def choose_products(where: Target, streams: list[Stream], step: Steps) -> bool:
     """Make the seed list name these streams; True if none of them was ever committed."""
-    old = seed.read(where.deps.objects)
+    old = read_seed(where.deps.objects)
     wanted = {(s.exchange, s.product) for s in streams}
-    if {(e["exchange"], e["product"]) for e in old} != wanted:
-        entries: list[seed.Entry] = []
-        for exchange in sorted({s.exchange for s in streams}):
-            listed = PacedExchange.of(where.deps, exchange).products()
-            chosen = seed.Choice(tuple(s.product for s in streams if s.exchange == exchange))
-            entries += seed.choose(exchange, listed, chosen)
-        seed.write(where.deps.objects, entries)
-        counts = ", ".join(
-            f"{sum(e['exchange'] == x for e in entries)} of {x}" for x in sorted({s.exchange for s in streams})
-        )
-        step(f"seed list written: {len(entries)} products ({counts})")
+    if {(e["exchange"], e["product"]) for e in old.streams} != wanted or not old.instruments:
+        names = sorted({s.exchange for s in streams})
+        looks, failures = seed.look_at_all(where, names, old.instruments)
+        if failures:
+            raise next(iter(failures.values()))
+        chosen = {x: seed.Choice(tuple(s.product for s in streams if s.exchange == x)) for x in names}
+        _, new = seed.store(where, [(seen, chosen[seen.exchange]) for seen in looks], only=names)
+        counts = ", ".join(f"{sum(e['exchange'] == x for e in new.streams)} of {x}" for x in names)
+        step(f"seed list written: {len(new.streams)} products ({counts}), {len(new.instruments)} instruments")
     return not any(where.deps.ledger.watermark(s) for s in streams)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,29 +22,42 @@ FROM rows JOIN marks USING (exchange, symbol) GROUP BY 1, 2
 """
 
 
+VIEWS = ("trades", "instruments")
+
+
 class NoTable(BadQuery):
     """Nothing was published yet, so the table is not there."""
 
-    remedy = "Pull something first: `schemahub run`."
+    remedy = "Pull something first: `schemahub run`. Instruments are written by `schemahub update-seed`."
 
 
-def connect(target: Target) -> Any:
-    """A DuckDB connection with the view ``trades``: the table as it is now.
+def views_in(sql: str) -> tuple[str, ...]:
+    """Which of the views a query may mean: a table that was not written yet matters only where it is asked for."""
+    return tuple(view for view in VIEWS if re.search(rf"\b{view}\b", sql, re.IGNORECASE))
+
+
+def connect(target: Target, views: Iterable[str] = ("trades",)) -> Any:
+    """A DuckDB connection with these of the VIEWS: each table as it is now.
 
     Raises:
-        NoTable: nothing was published yet.
+        NoTable: one of them was not written yet.
     """
     from pyiceberg.exceptions import NoSuchTableError
 
     from schemahub import query
     from schemahub.catalog import LakeCatalog
+    from schemahub.instruments_table import TABLE
 
     settings = target.deps.settings
-    try:
-        table = LakeCatalog(target.session).load_table((settings.database, settings.table))
-    except NoSuchTableError as error:
-        raise NoTable(f"the table {settings.database}.{settings.table} does not exist yet") from error
-    return query.connect(target.session, table)
+    catalog = LakeCatalog(target.session)
+    names = {"trades": settings.table, "instruments": TABLE}
+    tables = {}
+    for view in views:
+        try:
+            tables[view] = catalog.load_table((settings.database, names[view]))
+        except NoSuchTableError as error:
+            raise NoTable(f"the table {settings.database}.{names[view]} does not exist yet") from error
+    return query.connect(target.session, tables.get("trades"), instruments=tables.get("instruments"))
 
 
 @dataclass(frozen=True)

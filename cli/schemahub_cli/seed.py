@@ -1,21 +1,18 @@
-"""The seed list: which products a run pulls, discovered from what the exchanges list and kept in the bucket."""
+"""What ``update-seed`` does: ask the exchanges what they list, choose what runs pull, keep what is known of all."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from schemahub import SCHEMA_VERSION
-from schemahub.errors import BadConfig, BadInput, BadProductId, UnknownProduct
+from schemahub import instruments, seed
+from schemahub.errors import BadInput, ExchangeError, SchemaHubError, ThrottleError, UnknownProduct
 from schemahub.exchanges import Product
-from schemahub.objects import ObjectStore
-from schemahub.streams import PREFIX, Stream
-
-SEED_KEY = f"{PREFIX}config/products.json"
-Entry = dict[str, str]
+from schemahub.seed import Entry, Seed
+from schemahub.streams import Stream
+from schemahub_cli.target import Target
 
 
 @dataclass(frozen=True)
@@ -30,14 +27,58 @@ class Choice:
 
 @dataclass(frozen=True)
 class Change:
-    """What a new seed list changes."""
+    """What a new seed changes: streams that runs pull, and instruments that came, went or are otherwise different."""
 
     added: list[str]
     removed: list[str]
     kept: list[str]
+    instruments: int
+    changed: list[str]
+    delisted: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        return {"added": self.added, "removed": self.removed, "kept": len(self.kept)}
+        return {
+            "added": self.added,
+            "removed": self.removed,
+            "kept": len(self.kept),
+            "instruments": {"known": self.instruments, "changed": len(self.changed), "delisted": self.delisted},
+        }
+
+
+@dataclass(frozen=True)
+class Look:
+    """An exchange's list as one answer showed it, at ``seen_s`` (seconds since the epoch)."""
+
+    exchange: str
+    listed: tuple[Product, ...]
+    seen_s: int
+
+
+def look(target: Target, exchange: str) -> Look:
+    """Ask an exchange what it lists: one paced request. Raises what ``PacedExchange.products`` raises."""
+    from schemahub.pacing import PacedExchange
+
+    return Look(
+        exchange,
+        tuple(PacedExchange.of(target.deps, exchange).products()),
+        target.deps.clock.now_ms() // 1000,
+    )
+
+
+def look_at_all(
+    target: Target, exchanges: Iterable[str], known: Sequence[instruments.Instrument], *, accept_delisted: bool = False
+) -> tuple[list[Look], dict[str, SchemaHubError]]:
+    """What the exchanges list, and for those without a usable answer why: they must not keep the others waiting."""
+    looks, failures = [], dict[str, SchemaHubError]()
+    for exchange in exchanges:
+        try:
+            seen = look(target, exchange)
+            instruments.check_list(exchange, known, seen.listed, accept_delisted=accept_delisted)
+        except (ExchangeError, ThrottleError) as error:
+            failures[exchange] = error
+        else:
+            looks.append(seen)
+    return looks, failures
 
 
 def choose(exchange: str, listed: Sequence[Product], choice: Choice) -> list[Entry]:
@@ -45,7 +86,7 @@ def choose(exchange: str, listed: Sequence[Product], choice: Choice) -> list[Ent
 
     Raises:
         UnknownProduct: a product that is named is not listed, or does not trade.
-        BadInput: the regular expression is not one, or nothing is left: a slip must not empty the list.
+        BadInput: the regular expression is not one.
     """
     trading = {p.product: p for p in listed if p.online}
     if choice.products:
@@ -67,46 +108,71 @@ def choose(exchange: str, listed: Sequence[Product], choice: Choice) -> list[Ent
     taken = [trading[n] for n in names if pattern.search(n) and (not quotes or n.rsplit("-", 1)[1] in quotes)][
         : choice.limit
     ]
-    if not taken:
-        raise BadInput(
-            f"the choice takes no product of the {len(trading)} that trade",
-            stream=exchange,
-            remedy="Correct --product, --regex or --quote; the seed list was left as it is.",
-        )
     return [{"exchange": exchange, "product": p.product, "symbol": p.symbol, "status": p.status} for p in taken]
 
 
-def read(objects: ObjectStore) -> list[Entry]:
-    """The entries of the bucket's seed list; none when it has not been written yet.
+def check_choice(looks: Sequence[Look], choice: Choice) -> None:
+    """Refuse a choice that takes nothing of all exchanges together: a slip must not empty the list.
+
+    One of them may well have nothing of it (not every exchange quotes in USD). Raises what ``choose`` raises, too.
+    """
+    taken = [entry for seen in looks for entry in choose(seen.exchange, seen.listed, choice)]
+    if not taken:
+        trading = sum(p.online for seen in looks for p in seen.listed)
+        raise BadInput(
+            f"the choice takes no product of the {trading} that trade",
+            stream=", ".join(seen.exchange for seen in looks),
+            remedy="Correct --product, --regex or --quote; the seed list was left as it is.",
+        )
+
+
+def merged(old: Seed, seen: Look, choice: Choice) -> Seed:
+    """The seed after a look: the streams of its exchange are what ``choice`` takes, its instruments are merged."""
+    others = [e for e in old.streams if e["exchange"] != seen.exchange]
+    streams = [*others, *choose(seen.exchange, seen.listed, choice)]
+    return Seed(
+        tuple(sorted(streams, key=lambda e: (e["exchange"], e["product"]))),
+        instruments.merge(old.instruments, seen.exchange, seen.listed, seen.seen_s),
+    )
+
+
+def change(old: Seed, new: Seed) -> Change:
+    """What differs between two seeds."""
+    before, after = ({f"{e['exchange']}:{e['product']}" for e in s.streams} for s in (old, new))
+    known = {i.key: i for i in old.instruments}
+    changed = [i for i in new.instruments if known.get(i.key) != i]
+    gone = [i for i in changed if i.status == instruments.DELISTED and i.key in known]
+    return Change(
+        sorted(after - before),
+        sorted(before - after),
+        sorted(before & after),
+        len(new.instruments),
+        [":".join(i.key) for i in changed],
+        [":".join(i.key) for i in gone if known[i.key].status != instruments.DELISTED],
+    )
+
+
+def store(
+    target: Target, choices: Sequence[tuple[Look, Choice]], *, only: Iterable[str] | None = None
+) -> tuple[Seed, Seed]:
+    """Write the seed, then the table ``instruments`` from it; the seed before and after.
+
+    ``only``: no other exchange's streams stay in the list.
 
     Raises:
-        BadConfig: it is not a seed list.
+        CommitConflict: others kept writing. The next ``update-seed`` repairs a table that was left behind.
     """
-    body = objects.get(SEED_KEY)
-    if body is None:
-        return []
-    try:
-        entries = json.loads(body)["streams"]
-        for entry in entries:
-            Stream(entry["exchange"], entry["product"])
-    except (ValueError, KeyError, TypeError, RecursionError, BadProductId) as error:
-        raise BadConfig(f"{SEED_KEY} is not readable: {error!r}") from error
-    return list(entries)
+    from schemahub import instruments_table
+    from schemahub.catalog import LakeCatalog
 
+    def after(old: Seed) -> Seed:
+        if only is not None:
+            old = replace(old, streams=tuple(e for e in old.streams if e["exchange"] in set(only)))
+        for seen, choice in choices:
+            old = merged(old, seen, choice)
+        return old
 
-def replace(old: Sequence[Entry], new: Sequence[Entry], exchanges: Iterable[str]) -> list[Entry]:
-    """The list where the entries of ``exchanges`` are ``new`` and those of all others stay."""
-    asked = set(exchanges)
-    return sorted([*(e for e in old if e["exchange"] not in asked), *new], key=lambda e: (e["exchange"], e["product"]))
-
-
-def change(old: Sequence[Entry], new: Sequence[Entry]) -> Change:
-    """What differs between two lists."""
-    before, after = ({f"{e['exchange']}:{e['product']}" for e in entries} for entries in (old, new))
-    return Change(sorted(after - before), sorted(before - after), sorted(before & after))
-
-
-def write(objects: ObjectStore, entries: Sequence[Entry]) -> None:
-    """Store the list for the next run."""
-    document = {"schema_version": SCHEMA_VERSION, "streams": list(entries)}
-    objects.put(SEED_KEY, json.dumps(document, indent=1).encode())
+    deps = target.deps
+    found = seed.update(deps.objects, after)
+    instruments_table.publish(LakeCatalog(target.session), deps.objects, deps.settings.database, deps.clock)
+    return found

@@ -297,7 +297,7 @@ def connect_to_nothing(patch: pytest.MonkeyPatch) -> None:
 
     db = duckdb.connect()
     db.execute("CREATE TABLE trades (exchange VARCHAR, symbol VARCHAR, trade_id VARCHAR)")
-    patch.setattr(lake, "connect", lambda where: db)
+    patch.setattr(lake, "connect", lambda where, views=(): db)
 
 
 DOORS: dict[str, Any] = {

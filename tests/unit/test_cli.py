@@ -9,10 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from schemahub.errors import UnknownProduct
-from schemahub.exchanges import Product
-from schemahub.streams import Stream
-from schemahub_cli import athena, executions, live, locks, seed, target
+from schemahub_cli import athena, executions, live, locks, target
 from schemahub_cli.main import app
 from schemahub_cli.output import StackUnreachable, clock, dollars
 
@@ -20,12 +17,6 @@ RUNNER = CliRunner()
 INGEST = "arn:aws:states:us-east-1:1:stateMachine:schemahub-test-ingest"
 TRANSFORM = "arn:aws:states:us-east-1:1:stateMachine:schemahub-test-transform"
 START = datetime(2026, 11, 20, 12, tzinfo=UTC)
-LISTED = [
-    Product("BTC-USD", "BTC-USD", "online", True),
-    Product("ETH-USD", "ETH-USD", "online", True),
-    Product("ETH-EUR", "ETH-EUR", "online", True),
-    Product("REP-USD", "REP-USD", "delisted", False),
-]
 
 
 class FakeStates:
@@ -196,55 +187,6 @@ def test_locks_of_dead_runs_are_released_and_those_of_live_ones_stay(
     states.ends = {"status": "FAILED"}
     assert len(locks.release_dead(stack)) == 2  # type: ignore[arg-type]
     assert released == ["arn:x:dead"]
-
-
-def test_update_seed_replaces_the_asked_exchange_and_keeps_the_others(
-    stack: SimpleNamespace, objects: FakeObjects, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from schemahub.pacing import PacedExchange
-
-    other = {"exchange": "binance", "product": "BTC-USDT", "symbol": "BTCUSDT", "status": "TRADING"}
-    seed.write(objects, [other])  # type: ignore[arg-type]
-    monkeypatch.setattr(PacedExchange, "of", lambda deps, name: SimpleNamespace(products=lambda: LISTED))
-    dry = RUNNER.invoke(app, ["update-seed", "-e", "coinbase", "--quote", "usd", "--dry-run", "--json"])
-    assert dry.exit_code == 0
-    assert len(seed.read(objects)) == 1
-    result = RUNNER.invoke(app, ["update-seed", "-e", "coinbase", "--quote", "usd", "--json"])
-    assert document(result)["added"] == ["coinbase:BTC-USD", "coinbase:ETH-USD"]
-    assert [e["product"] for e in seed.read(objects)] == ["BTC-USDT", "BTC-USD", "ETH-USD"]  # type: ignore[arg-type]
-
-
-def test_the_seed_list_is_where_ingest_reads_it(objects: FakeObjects) -> None:
-    from schemahub import ingest
-
-    assert seed.SEED_KEY == ingest.SEED_KEY
-    seed.write(objects, seed.choose("coinbase", LISTED, seed.Choice(limit=1)))  # type: ignore[arg-type]
-    assert ingest.read_seed(SimpleNamespace(objects=objects)) == [Stream("coinbase", "BTC-USD")]  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("name", "why"), [("REP-USD", "delisted"), ("NOPE-USD", "not listed")])
-def test_a_named_product_that_does_not_trade_is_an_error(name: str, why: str) -> None:
-    with pytest.raises(UnknownProduct, match=why):
-        seed.choose("coinbase", LISTED, seed.Choice(products=(name,)))
-
-
-def test_products_are_chosen_by_regex_quote_and_limit() -> None:
-    def names(**choice: Any) -> list[str]:
-        return [e["product"] for e in seed.choose("coinbase", LISTED, seed.Choice(**choice))]
-
-    assert names() == ["BTC-USD", "ETH-EUR", "ETH-USD"]
-    assert names(regex="^ETH-") == ["ETH-EUR", "ETH-USD"]
-    assert names(quotes=("eur",)) == ["ETH-EUR"]
-    assert names(products=("ETH-USD", "BTC-USD"), limit=1) == ["ETH-USD"]
-
-
-def test_a_bad_regex_is_a_named_error(stack: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    from schemahub.pacing import PacedExchange
-
-    monkeypatch.setattr(PacedExchange, "of", lambda deps, name: SimpleNamespace(products=lambda: LISTED))
-    result = RUNNER.invoke(app, ["update-seed", "-e", "coinbase", "--regex", "(", "--json"])
-    assert result.exit_code == 1
-    assert document(result)["error"] == "BadInput"
 
 
 @pytest.mark.parametrize(

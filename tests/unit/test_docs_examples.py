@@ -17,7 +17,7 @@ import yaml
 from samtranslator.yaml_helper import yaml_parse
 
 from local.exchange_sim.server import running
-from schemahub import raw, table, transform
+from schemahub import instruments_table, raw, table, transform
 from schemahub.commit import segment_of
 from schemahub.exchanges import Answer, Exchange
 from schemahub.fetch import fetch_chunk
@@ -173,6 +173,27 @@ def test_the_command_line_example_runs() -> None:
     with engine() as db:
         db.register("trades", example_trades())
         assert db.execute(sql[1]).fetchall() == [("COINBASE", "BTC-USD", 2), ("BINANCE", "BTC-USDT", 1)]
+
+
+def test_the_command_line_example_joins_trades_with_their_instruments() -> None:
+    (sql,) = re.findall(r'^schemahub query "([^"]+ JOIN instruments [^"]+)"', text_of("README.md"), re.MULTILINE)
+    with engine() as db:
+        db.register("trades", example_trades())
+        db.execute("CREATE TABLE instruments (exchange TEXT, symbol TEXT, quote TEXT, status TEXT)")
+        db.execute(
+            "INSERT INTO instruments VALUES ('COINBASE', 'BTC-USD', 'USD', 'online'), "
+            "('BINANCE', 'BTC-USDT', 'USDT', 'delisted'), ('BINANCE', 'BTC-USD', 'USD', 'online')"
+        )
+        assert db.execute(sql).fetchall() == [("USD", "online", 1, 406.0), ("USDT", "delisted", 1, 202.0)]
+
+
+def test_the_columns_of_instruments_are_described() -> None:
+    described = [name for row in rows_under("docs/architecture.md", "The instruments table") for name in names(row[0])]
+    assert described == [column.name for column in instruments_table.COLUMNS]
+
+
+def names(cell: str) -> list[str]:
+    return [name.strip("` ") for name in cell.split(",")]
 
 
 @pytest.fixture

@@ -247,6 +247,21 @@ def test_a_disabled_product_is_not_online() -> None:
         assert [p.online for p in Exchange(COINBASE, Canned(json.dumps([row]))).products()] == [online]
 
 
+def test_a_product_under_a_symbol_that_we_would_not_ask_by_is_left_out() -> None:
+    market = {"id": "BTC-USD", "base_currency": "BTC", "quote_currency": "USD", "status": "online"}
+    rows = [market | {"id": "BTCAUCTION-USD"}, market]
+    listed = Exchange(COINBASE, Canned(json.dumps(rows))).products()
+    assert [(p.product, p.symbol) for p in listed] == [("BTC-USD", "BTC-USD")]
+
+
+def test_a_product_that_the_exchange_calls_delisted_is_known_as_such() -> None:
+    base = {"id": "REP-USD", "base_currency": "REP", "quote_currency": "USD"}
+    for status, delisted in (("online", False), ("offline", False), ("delisted", True)):
+        assert [p.delisted for p in Exchange(COINBASE, Canned(json.dumps([base | {"status": status}]))).products()] == [
+            delisted
+        ]
+
+
 @pytest.mark.parametrize("body", ["{}", "[7]", '{"symbols":{}}', "x", '{"symbols":[NaN]}'])
 def test_a_product_list_of_another_shape_is_malformed(body: str) -> None:
     with pytest.raises(MalformedResponse):

@@ -19,20 +19,23 @@ from schemahub_cli.output import JsonOption, Say, StackOption, command, listing
 @command
 def query(
     sql: Annotated[
-        str, typer.Argument(metavar="SQL", help="One SELECT over the table `trades`; - reads it from stdin.")
+        str, typer.Argument(metavar="SQL", help="One SELECT over `trades` and `instruments`; - reads it from stdin.")
     ],
     max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Read at most so many rows.")] = 1000,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
     stack: StackOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run one SELECT over the unified table `trades`.
+    """Run one SELECT over the unified table `trades`, and over `instruments`: what is and was listed.
 
-    Columns: exchange, symbol, trade_id, side (the taker's: BUY or SELL), price, quantity, trade_ts, ingest_ts (UTC).
+    trades: exchange, symbol, trade_id, side (the taker's: BUY or SELL), price, quantity, trade_ts, ingest_ts (UTC).
+    instruments: exchange, exchange_symbol, symbol, base, quote, status (online, offline or delisted), exchange_status,
+    listing_epoch, first_seen, listed_since, last_seen (UTC).
     The local stack answers with DuckDB over the Iceberg table, a deployed one with Athena through its workgroup.
 
       schemahub query "SELECT exchange, symbol, count(*) AS trades FROM trades GROUP BY 1, 2 ORDER BY 3 DESC"
       schemahub query --csv "SELECT * FROM trades WHERE symbol = 'BTC-USD' LIMIT 100" > btc.csv
+      schemahub query "SELECT * FROM instruments WHERE status = 'delisted' ORDER BY last_seen DESC"
       schemahub query --stack schemahub-prod "SELECT max(trade_ts) FROM trades"
     """
     say = Say(as_json or as_csv)
@@ -57,10 +60,10 @@ def query(
 
 def _duckdb(where: target.Target, sql: str, max_rows: int) -> Answer:
     from schemahub.query import select
-    from schemahub_cli.lake import connect
+    from schemahub_cli.lake import connect, views_in
 
     began = time.monotonic()
-    columns, rows = select(connect(where), sql, max_rows)
+    columns, rows = select(connect(where, views_in(sql)), sql, max_rows)
     return Answer(columns, rows, seconds=time.monotonic() - began)
 
 

@@ -1,15 +1,19 @@
-"""``schemahub update-seed``: choose the products that runs pull."""
+"""``schemahub update-seed``: choose the products that runs pull, and note everything that is listed."""
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
+from schemahub.errors import SchemaHubError
 from schemahub.mappings import exchanges as known_exchanges
 from schemahub.mappings import load_mapping
+from schemahub.seed import read
 from schemahub_cli import seed, target
-from schemahub_cli.output import JsonOption, Say, StackOption, command, listing
+from schemahub_cli.output import Exit, JsonOption, Say, StackOption, command, listing
 
 
 @command
@@ -26,6 +30,9 @@ def update_seed(
         list[str] | None, typer.Option("--quote", "-q", help="Only products quoted in this currency; may be repeated.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="At most so many of each exchange.")] = None,
+    accept_delisted: Annotated[
+        bool, typer.Option("--accept-delisted", help="Believe an answer from which most known products are gone.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the list, write nothing.")] = False,
     stack: StackOption = None,
     as_json: JsonOption = False,
@@ -33,36 +40,50 @@ def update_seed(
     """Ask the exchanges what they list and choose what runs pull (config/products.json in the bucket).
 
     Only products that trade now are taken. The entries of the exchanges that are asked are replaced, those of all
-    others stay. What was pulled of a product that leaves the list stays in the table.
+    others stay. What was pulled of a product that leaves the list stays in the table. Everything that is listed, taken
+    or not, is noted in the table `instruments`; what is gone stays there as delisted.
 
       schemahub update-seed --quote USD --quote USDT --limit 20
       schemahub update-seed -e coinbase -p BTC-USD -p ETH-USD
       schemahub update-seed --regex '^(BTC|ETH)-' --dry-run
     """
-    from schemahub.pacing import PacedExchange
-
     say = Say(as_json)
     where = target.resolve(stack)
-    names = exchange or known_exchanges()
+    names = sorted(set(exchange or known_exchanges()))
     choice = seed.Choice(tuple(product or ()), regex, tuple(quote or ()), limit)
-    chosen: list[seed.Entry] = []
     for name in names:
         load_mapping(name)
-        with say.console.status(f"asking {name} what it lists"):
-            listed = PacedExchange.of(where.deps, name).products()
-        chosen += seed.choose(name, listed, choice)
-    old = seed.read(where.deps.objects)
-    new = seed.replace(old, chosen, names)
-    difference = seed.change(old, new)
+    old = read(where.deps.objects)
+    with say.console.status(f"asking {', '.join(names)} what they list"):
+        looks, failures = seed.look_at_all(where, names, old.instruments, accept_delisted=accept_delisted)
+    if not looks:
+        raise next(iter(failures.values()))
+    seed.check_choice(looks, choice)
+    new = functools.reduce(lambda so_far, seen: seed.merged(so_far, seen, choice), looks, old)
     if not dry_run:
-        seed.write(where.deps.objects, new)
+        old, new = seed.store(where, [(seen, choice) for seen in looks])
+    difference = seed.change(old, new)
     table = listing("exchange", "product", "symbol", "status", title=f"seed list of {where.where}")
-    for entry in new:
+    for entry in new.streams:
         mark = "[green]+[/] " if f"{entry['exchange']}:{entry['product']}" in difference.added else "  "
-        table.add_row(mark + entry["exchange"], entry["product"], entry["symbol"], entry["status"])
+        table.add_row(mark + entry["exchange"], entry["product"], entry.get("symbol", ""), entry.get("status", ""))
     say.result(
-        {"stack": where.stack, "written": not dry_run, "streams": new, **difference.to_json()},
+        {
+            "stack": where.stack,
+            "written": not dry_run,
+            "streams": list(new.streams),
+            **difference.to_json(),
+            "failed": {name: _failure(error) for name, error in failures.items()},
+        },
         table,
-        f"{len(new)} products, {len(difference.added)} added, {len(difference.removed)} removed"
-        + (" · dry run, nothing written" if dry_run else ""),
+        f"{len(new.streams)} products, {len(difference.added)} added, {len(difference.removed)} removed"
+        f" · {difference.instruments} instruments known, {len(difference.changed)} changed,"
+        f" {len(difference.delisted)} delisted" + (" · dry run, nothing written" if dry_run else ""),
+        *(f"[bold red]{type(e).__name__}[/]  {escape(str(e))} Its entries stay." for e in failures.values()),
     )
+    if failures:
+        raise typer.Exit(int(Exit.FAILED))
+
+
+def _failure(error: SchemaHubError) -> dict[str, str]:
+    return {"error": type(error).__name__, "message": error.reason, "remedy": error.remedy}

@@ -97,12 +97,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Product:
-    """A listed product: ours (``BTC-USDT``), the exchange's spelling, and whether it trades."""
+    """A listed product: ours (``BTC-USDT``), the exchange's spelling and status, whether it trades or is gone."""
 
     product: str
     symbol: str
     status: str
     online: bool
+    delisted: bool = False
 
 
 class Exchange:
@@ -131,7 +132,11 @@ class Exchange:
         return self._trades(stream, {self.mapping.requests.size_parameter: str(self.mapping.requests.page_size)})
 
     def products(self) -> list[Product]:
-        """What the exchange lists, in our spelling; products whose names ours cannot hold are left out."""
+        """What the exchange lists, in our spelling.
+
+        Products whose names ours cannot hold are left out, and those whose symbol is not the one that we would ask by:
+        an auction (BTCAUCTION-USD) may be listed with the same base and quote as the market.
+        """
         spec = self.mapping.products
         answer = self._send(spec.path, {}, None)
         try:
@@ -142,13 +147,13 @@ class Exchange:
             raise MalformedResponse("the product list is not a list of objects", stream=self.mapping.exchange)
         products = []
         for row in rows:
-            product = f"{row.get(spec.base)}-{row.get(spec.quote)}"
+            product, symbol = f"{row.get(spec.base)}-{row.get(spec.quote)}", str(row.get(spec.symbol))
             status = str(row.get(spec.status))
-            if re.fullmatch(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}", product):
+            ours = re.fullmatch(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}", product)
+            if ours and symbol == self.mapping.symbol_of(product):
                 disabled = bool(spec.disabled and row.get(spec.disabled))
-                products.append(
-                    Product(product, str(row.get(spec.symbol)), status, status in spec.online and not disabled)
-                )
+                online = status in spec.online and not disabled
+                products.append(Product(product, symbol, status, online, status in spec.delisted))
         return sorted(products, key=lambda p: p.product)
 
     def _trades(self, stream: Stream, query: dict[str, str]) -> list[Row]:

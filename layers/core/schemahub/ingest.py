@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,9 +29,9 @@ from schemahub.locks import Lease, Renewer
 from schemahub.mappings import Mapping, exchanges, load_mapping
 from schemahub.pacing import PacedExchange
 from schemahub.runtime import MAX_CHUNK_PAGES, Deps
+from schemahub.seed import SEED_KEY, parse_streams
 from schemahub.streams import PREFIX, TRADES, Chunk, Stream, continuous_prefix
 
-SEED_KEY = f"{PREFIX}config/products.json"
 HEAD_THREADS = 8
 
 
@@ -109,22 +108,12 @@ def read_seed(deps: Deps) -> list[Stream]:
     """The seed list ``config/products.json``; empty when there is none.
 
     Raises:
-        BadConfig: it is not the JSON that ``update-seed`` writes, or names a stream twice.
+        BadConfig: it is not a seed, or one of its entries is wrong (it is named) or stands twice.
     """
     body = deps.objects.get(SEED_KEY)
     if body is None:
         return []
-    try:
-        document = json.loads(body)
-        if document["schema_version"] != 1:
-            raise ValueError(f"schema_version {document['schema_version']!r}")
-        streams = [Stream(e["exchange"], e["product"]) for e in document["streams"]]
-    except (ValueError, KeyError, TypeError, RecursionError, BadProductId) as error:
-        raise BadConfig(f"{SEED_KEY} is not a seed list: {error!r}"[:300]) from error
-    twice = [str(s) for s, times in Counter(streams).items() if times > 1]
-    if twice:
-        raise BadConfig(f"{SEED_KEY} names {', '.join(twice)[:200]} twice")
-    return streams
+    return [Stream(e["exchange"], e["product"]) for e in parse_streams(body)]
 
 
 def lock_step(event: events.LockStep, deps: Deps) -> dict[str, Any]:

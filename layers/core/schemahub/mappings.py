@@ -72,6 +72,7 @@ class Products:
     symbol: str
     status: str
     online: tuple[str, ...]
+    delisted: tuple[str, ...]
     disabled: str | None
 
 
@@ -220,7 +221,14 @@ def _typed(doc: dict[str, Any]) -> Mapping:
         name=doc["name"],
         base_url=doc["base_url"].rstrip("/"),
         symbol=doc["symbol"],
-        products=Products(**{**products, "online": tuple(products["online"]), "disabled": products.get("disabled")}),
+        products=Products(
+            **{
+                **products,
+                "online": tuple(products["online"]),
+                "delisted": tuple(products.get("delisted", ())),
+                "disabled": products.get("disabled"),
+            }
+        ),
         requests=Requests(
             path=requests["path"],
             query=requests.get("query", {}),

@@ -60,6 +60,15 @@ class ObjectStore:
             raise
         return {**answer["Metadata"], "size": answer["ContentLength"], "etag": answer["ETag"]}
 
+    def modified_s(self, key: str) -> int | None:
+        """When the object was written, seconds since the epoch; None where there is none."""
+        try:
+            return int(self.client.head_object(Bucket=self.bucket, Key=key)["LastModified"].timestamp())
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ABSENT:
+                return None
+            raise
+
     def list(self, prefix: str, start_after: str | None = None) -> Iterator[str]:
         """Keys below ``prefix`` in order, optionally only those after a key."""
         pages = self.client.get_paginator("list_objects_v2").paginate(

@@ -109,7 +109,7 @@ def publish(
             _check_files(objects, todo)
             _append(table, objects.bucket, todo, run_id)
         except (CommitFailedException, ClientError, BotoCoreError, OSError) as error:
-            if not _worth_a_look(error):
+            if not worth_a_look(error):
                 raise
             failure = error
             continue
@@ -117,7 +117,7 @@ def publish(
     raise CommitConflict(f"not published after {attempts} attempts, last: {failure!r}"[:400]) from failure
 
 
-def _worth_a_look(error: Exception) -> bool:
+def worth_a_look(error: Exception) -> bool:
     """Whether the commit may have landed, or may land at the next try; a refusal of us (4xx) is final."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)

@@ -27,8 +27,12 @@ _EXCHANGE = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
 _NOBODY = "('', '', 0)"
 
 
-def connect(session: Any, table: Any, *, threads: int | None = None) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection whose view ``trades`` is the current snapshot of ``table`` (a PyIceberg table).
+def connect(
+    session: Any, table: Any = None, *, instruments: Any = None, threads: int | None = None
+) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection with the views ``trades`` and ``instruments``: the current snapshots of two PyIceberg tables.
+
+    A view whose table is not given is not there.
 
     Endpoint, region and credentials are those of the boto3 session's S3 client, whatever chain they come from.
 
@@ -40,7 +44,9 @@ def connect(session: Any, table: Any, *, threads: int | None = None) -> duckdb.D
         db.execute(f"LOAD {_text(str(_extension(name)))}")
     db.execute("SET TimeZone = 'UTC'")
     db.execute(_secret_sql(session))
-    db.execute(f"CREATE VIEW trades AS SELECT * FROM iceberg_scan({_text(table.metadata_location)})")  # noqa: S608
+    for view, seen in (("trades", table), ("instruments", instruments)):
+        if seen is not None:
+            db.execute(f"CREATE VIEW {view} AS SELECT * FROM iceberg_scan({_text(seen.metadata_location)})")  # noqa: S608
     db.execute("SET lock_configuration = true")
     return db
 
