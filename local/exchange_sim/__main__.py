@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"exchange_sim: {error}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, _stop)
-    print(f"exchange_sim: {server.url}/coinbase {server.url}/binance", flush=True)
+    print("exchange_sim:", *(f"{server.url}/{name}" for name in server.simulator.world.exchanges), flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:

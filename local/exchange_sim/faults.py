@@ -205,6 +205,8 @@ class Board:
             raise BadFault(f"{kind}: unknown {sorted(unknown)}; possible: {sorted(KINDS[kind])}")
         listing = self._listing(exchange, config.get("product"))
         match = dict(config.get("match") or {})
+        if kind == "wrong_unit" and self._exchanges[exchange].protocol.mapping.fields.ts_type != "epoch":
+            raise BadFault(f"wrong_unit: {exchange} does not send a number as time")
         fault = Fault(
             number=next(self._numbers),
             kind=kind,
@@ -225,8 +227,10 @@ class Board:
     def _listing(self, exchange: str, product: str | None) -> Listing | None:
         if product is None:
             return None
-        listings = self._exchanges[exchange].listings
-        listing = listings.get(product) or listings.get(product.replace("-", ""))
+        desk = self._exchanges[exchange]
+        listing = desk.listings.get(product)
+        if listing is None and product.count("-") == 1:
+            listing = desk.listings.get(desk.protocol.mapping.symbol_of(product))
         if listing is None:
             raise BadFault(f"{exchange}: unknown product {product!r}")
         return listing
@@ -257,8 +261,6 @@ def _check(fault: Fault, listing: Listing | None) -> None:
         raise BadFault(f"{fault.kind} needs a product and match.ids or match.from_head")
     if fault.kind == "relist" and not (listing and isinstance(listing.source, Generated)):
         raise BadFault("relist needs a generated product")
-    if fault.kind == "wrong_unit" and fault.exchange != "binance":
-        raise BadFault("wrong_unit: only binance sends a number as time")
 
 
 def _relisted(source: Generated, fault: Fault) -> Generated:

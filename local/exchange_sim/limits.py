@@ -1,16 +1,16 @@
 """The exchanges' published request limits, enforced per client address.
 
-Coinbase Exchange (https://docs.cdp.coinbase.com/exchange/rest-api/rate-limits): public endpoints, a
-lazy-fill token bucket, 10 requests a second, bursts of up to 15.
-Binance spot (https://developers.binance.com/docs/binance-spot-api-docs/rest-api/limits): 6000 weight
-in a calendar minute; 429 with Retry-After beyond it; who goes on gets 418 and a ban that grows from
-2 minutes to 3 days.
+A lazy-fill token bucket, as Coinbase describes its own (10 requests a second, bursts of up to 15:
+https://docs.cdp.coinbase.com/exchange/rest-api/rate-limits), or weight in a calendar window, as Binance does (6000 a
+minute; 429 with Retry-After beyond it; who goes on gets 418 and a ban that grows from 2 minutes to 3 days:
+https://developers.binance.com/docs/binance-spot-api-docs/rest-api/limits).
 """
 
 from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -62,10 +62,11 @@ class Unlimited:
 
 
 class TokenBucket:
-    """Coinbase: `tokens = min(burst, tokens + elapsed * rate)`, one token a request."""
+    """`tokens = min(burst, tokens + elapsed * rate)`; a request takes its cost."""
 
-    def __init__(self, rate: float = 10, burst: float = 15) -> None:
+    def __init__(self, rate: float = 10, burst: float = 15, status: int = 429) -> None:
         self.per_second: float | None = rate
+        self._status = status
         self._rate, self._burst = rate, burst
         self._lock = threading.Lock()
         self._buckets: dict[str, tuple[float, float]] = {}
@@ -76,7 +77,7 @@ class TokenBucket:
             tokens = min(self._burst, tokens + max(0.0, now_s - then_s) * self._rate)
             granted = tokens >= cost
             self._buckets[address] = (tokens - cost if granted else tokens, max(then_s, now_s))
-        return Granted() if granted else Refused(429, self._burst - tokens, None)
+        return Granted() if granted else Refused(self._status, self._burst - tokens, None)
 
     def reset(self) -> None:
         with self._lock:
@@ -85,7 +86,7 @@ class TokenBucket:
 
 @dataclass(slots=True)
 class _Account:
-    minute: int = -1
+    window: int = -1
     used: float = 0
     refused: int = 0
     bans: int = 0
@@ -93,24 +94,32 @@ class _Account:
 
 
 class WeightWindow:
-    """Binance: weight per calendar minute; `ban_after` refused requests in a row bring a ban.
+    """Weight per calendar window; where the exchange bans (418), `ban_after` refused requests in a row bring a ban.
 
     The real number of refusals that leads to a ban is not published. Requests already on their way
     when the first 429 is answered should not ban a polite client, so it is not 1. Every further
     `ban_after` refusals double the ban, also those sent while it lasts.
     """
 
-    def __init__(self, weight_per_minute: float = 6000, ban_after: int = 10, ban_s: float = 120) -> None:
-        self.per_second: float | None = weight_per_minute / 60
-        self._limit, self._ban_after, self._ban_s = weight_per_minute, ban_after, ban_s
+    def __init__(
+        self,
+        weight: float = 6000,
+        per_seconds: float = 60,
+        statuses: Sequence[int] = (429, 418),
+        ban_after: int = 10,
+        ban_s: float = 120,
+    ) -> None:
+        self.per_second: float | None = weight / per_seconds
+        self._limit, self._window_s, self._ban_after, self._ban_s = weight, per_seconds, ban_after, ban_s
+        self._refused, self._banned = statuses[0], 418 if 418 in statuses else None
         self._lock = threading.Lock()
         self._accounts: dict[str, _Account] = {}
 
     def take(self, address: str, cost: float, now_s: float) -> Verdict:
         with self._lock:
             account = self._accounts.setdefault(address, _Account())
-            if int(now_s // 60) != account.minute:
-                account.minute, account.used = int(now_s // 60), 0
+            if int(now_s // self._window_s) != account.window:
+                account.window, account.used = int(now_s // self._window_s), 0
                 if now_s >= account.banned_until_s:
                     account.refused = 0
             if now_s < account.banned_until_s:
@@ -122,14 +131,14 @@ class WeightWindow:
 
     def _refuse(self, account: _Account, now_s: float) -> Refused:
         account.refused += 1
-        if account.refused % self._ban_after == 0:
+        if self._banned and account.refused % self._ban_after == 0:
             ban_s = min(self._ban_s * 2**account.bans, 3 * 86_400)
             account.bans += 1
             account.banned_until_s = max(account.banned_until_s, now_s + ban_s)
-        if now_s < account.banned_until_s:
+        if self._banned and now_s < account.banned_until_s:
             wait_s = math.ceil(account.banned_until_s - now_s)
-            return Refused(418, account.used, wait_s, account.banned_until_s)
-        return Refused(429, account.used, math.ceil(60 - now_s % 60))
+            return Refused(self._banned, account.used, wait_s, account.banned_until_s)
+        return Refused(self._refused, account.used, math.ceil(self._window_s - now_s % self._window_s))
 
     def reset(self) -> None:
         with self._lock:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .sources import Row, Source
+from schemahub.mappings import Element
+
+from .sources import Source
 
 Kind = Literal["page", "head", "discovery"]
 """`page`: a request for stored trades (a cursor and a limit of 100 or more); `head`: any other look
@@ -46,7 +48,7 @@ class Answer:
 
 
 def as_json(value: object) -> bytes:
-    """Compact JSON as both exchanges send it."""
+    """Compact JSON as exchanges send it."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 
@@ -74,19 +76,13 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """An exchange's names of the fields that faults play with."""
+    """Where in a row the values stand that faults play with."""
 
-    id: str
-    price: str
-    size: str
-    time: str
+    id: Element
+    price: Element
+    size: Element
+    time: Element
 
 
 Query = Mapping[str, str]
 Json = dict[str, Any]
-
-
-def joined(rows: list[Row], newest_first: bool) -> bytes:
-    """The rows as a JSON array, their texts untouched."""
-    ordered = reversed(rows) if newest_first else rows
-    return f"[{','.join([text for _, text in ordered])}]".encode()

@@ -90,59 +90,63 @@ def _overlap(rows: list[Row], count: int, window: Window, source: Source) -> lis
     return source.newest(rows[0][0] - count, rows[0][0] - 1, count) + rows
 
 
-def _changed(row: Row, change: Callable[[Json, Json, Fields], None], args: Json, fields: Fields) -> Row:
+def _changed(row: Row, change: Callable[[Any, Json, Fields], None], args: Json, fields: Fields) -> Row:
     trade = json.loads(row[1])
     change(trade, args, fields)
     return row[0], json.dumps(trade, separators=(",", ":"))
 
 
-def _name(args: Json, fields: Fields) -> str:
-    """The exchange's own name of the field that a fault is about."""
-    return str(getattr(fields, args["field"], args["field"]))
+def _name(args: Json, fields: Fields) -> Any:
+    """The exchange's own name (or place in the row) of the field that a fault is about."""
+    return getattr(fields, str(args["field"]), args["field"])
 
 
-def _mutate(trade: Json, args: Json, fields: Fields) -> None:
+def _mutate(trade: Any, args: Json, fields: Fields) -> None:
     name = _name(args, fields)
     value = str(trade[name])
     other = value[:-1] + str((int(value[-1]) + 1) % 10)
     trade[name] = other if isinstance(trade[name], str) else int(other)
 
 
-def _wrong_unit(trade: Json, args: Json, fields: Fields) -> None:
-    trade[fields.time] *= args["factor"]
-
-
-def _clock_backwards(trade: Json, args: Json, fields: Fields) -> None:
+def _wrong_unit(trade: Any, args: Json, fields: Fields) -> None:
     time = trade[fields.time]
-    if isinstance(time, int):
-        trade[fields.time] = time - round(args["seconds"] * 1000)
+    trade[fields.time] = type(time)(Decimal(str(time)) * args["factor"])
+
+
+def _clock_backwards(trade: Any, args: Json, fields: Fields) -> None:
+    time = trade[fields.time]
+    if isinstance(time, int | float) or time.isdecimal():
+        unit = 1000 if Decimal(str(time)) > 10**11 else 1
+        trade[fields.time] = type(time)(Decimal(str(time)) - round(args["seconds"] * unit))
     else:
         earlier = datetime.fromisoformat(time) - timedelta(seconds=args["seconds"])
         trade[fields.time] = earlier.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _odd_numbers(trade: Json, args: Json, fields: Fields) -> None:
+def _odd_numbers(trade: Any, args: Json, fields: Fields) -> None:
     trade[fields.price] = f"{Decimal(trade[fields.price]):E}"
     trade[fields.size] = f"{Decimal(trade[fields.size]) + Decimal('1E-18'):.18f}"
 
 
-def _bad_price(trade: Json, args: Json, fields: Fields) -> None:
+def _bad_price(trade: Any, args: Json, fields: Fields) -> None:
     trade[fields.price] = args["value"]
 
 
-def _nan(trade: Json, args: Json, fields: Fields) -> None:
+def _nan(trade: Any, args: Json, fields: Fields) -> None:
     trade[fields.price] = float(args["value"])
 
 
-def _missing_field(trade: Json, args: Json, fields: Fields) -> None:
-    trade.pop(_name(args, fields), None)
+def _missing_field(trade: Any, args: Json, fields: Fields) -> None:
+    name = _name(args, fields)
+    if not isinstance(trade, dict) or name in trade:
+        del trade[name]
 
 
-def _set_field(trade: Json, args: Json, fields: Fields) -> None:
+def _set_field(trade: Any, args: Json, fields: Fields) -> None:
     trade[_name(args, fields)] = args["value"]
 
 
-_CHANGES: dict[str, Callable[[Json, Json, Fields], None]] = {
+_CHANGES: dict[str, Callable[[Any, Json, Fields], None]] = {
     "mutate": _mutate,
     "wrong_unit": _wrong_unit,
     "clock_backwards": _clock_backwards,

@@ -11,14 +11,15 @@ import gzip
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+
+from schemahub.answers import parse_elements
+from schemahub.errors import MalformedResponse
+from schemahub.mappings import Mapping
 
 from .sources import Row
 
 _REST_FIELDS = ("trade_id", "side", "size", "price", "time")
-_ID_FIELDS = {"coinbase": "trade_id", "binance": "a"}
 
 
 class BadRecording(ValueError):
@@ -28,8 +29,7 @@ class BadRecording(ValueError):
 class Recorded:
     """A recorded file as a `Source`: its last id is the head, whatever the time is."""
 
-    def __init__(self, exchange: str, rows: list[Row], times_us: list[int]) -> None:
-        self.exchange = exchange
+    def __init__(self, rows: list[Row], times_us: list[int]) -> None:
         self._rows = rows
         self._ids = [row[0] for row in rows]
         self._times_us = times_us
@@ -56,26 +56,28 @@ class Recorded:
         return self._ids[-1] + 1
 
 
-def load(exchange: str, product: str, path: Path) -> Recorded:
+def load(mapping: Mapping, product: str, path: Path) -> Recorded:
     """Read one product's trades from a recorded file.
 
     Raises BadRecording when the file has none of them, or the same id twice with different content.
     """
-    id_field = _ID_FIELDS[exchange]
     found: dict[int, tuple[str, int]] = {}
-    for text, trade in _trades(path.read_bytes(), product, path):
-        trade_id = int(trade[id_field])
-        row = (text, _time_us(exchange, trade))
+    for text in _trades(path.read_bytes(), product, path):
+        try:
+            (trade,) = parse_elements(f"[{text}]".encode(), mapping)
+        except MalformedResponse as error:
+            raise BadRecording(f"{path}: {error.reason}") from error
+        trade_id, row = int(trade.trade_id), (text, trade.ts_us or 0)
         if found.setdefault(trade_id, row) != row:
             raise BadRecording(f"{path}: {product} has id {trade_id} twice, with different content")
     if not found:
         raise BadRecording(f"{path}: no trade of {product}")
     ids = sorted(found)
-    return Recorded(exchange, [(i, found[i][0]) for i in ids], [found[i][1] for i in ids])
+    return Recorded([(i, found[i][0]) for i in ids], [found[i][1] for i in ids])
 
 
-def _trades(content: bytes, product: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each trade of the product as (its own text, parsed)."""
+def _trades(content: bytes, product: str, path: Path) -> Iterator[str]:
+    """Each trade of the product in its own text."""
     text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8")
     pieces = _array(text) if text.lstrip().startswith("[") else text.splitlines()
     for number, piece in enumerate(pieces, 1):
@@ -85,11 +87,11 @@ def _trades(content: bytes, product: str, path: Path) -> Iterator[tuple[str, dic
             trade = json.loads(piece)
         except ValueError as error:
             raise BadRecording(f"{path}: record {number}: {error}") from error
-        if "type" not in trade:
-            yield piece, trade
+        if "product_id" not in trade:
+            yield piece
         elif trade["type"] in ("match", "last_match") and trade["product_id"] == product:
             rest = {field: trade[field] for field in _REST_FIELDS}
-            yield json.dumps(rest, separators=(",", ":")), rest
+            yield json.dumps(rest, separators=(",", ":"))
 
 
 def _array(text: str) -> Iterator[str]:
@@ -103,10 +105,3 @@ def _array(text: str) -> Iterator[str]:
         _, end = decoder.raw_decode(text, at)
         yield text[at:end]
         at = end
-
-
-def _time_us(exchange: str, trade: dict[str, Any]) -> int:
-    if exchange == "binance":
-        return int(trade["T"]) * 1000
-    moment = datetime.fromisoformat(trade["time"])
-    return int(moment.timestamp()) * 1_000_000 + moment.microsecond

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from .faults import BadFault
 from .messages import Answer, as_json
 from .simulator import Simulator
-from .world import PROTOCOLS, World, build_world
+from .world import World, build_world
 
 MAX_CONTROL_BODY = 4 * 2**20
 
@@ -36,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = dict(parse_qsl(url.query, keep_blank_values=True))
         _, exchange, *rest = unquote(url.path).split("/", 2)
-        if exchange in PROTOCOLS:
+        if exchange in self.server.simulator.world.exchanges:
             path = "/" + (rest[0] if rest else "")
             self._send(self.server.simulator.get(exchange, path, query, self.client_address[0]))
         else:

@@ -11,6 +11,7 @@ from typing import Any
 
 from . import sources
 from .faults import Board, Look
+from .limits import Refused
 from .messages import Answer, Listing, Query, Route, as_json
 from .sources import Row
 from .stats import Log, Seen
@@ -45,7 +46,7 @@ class Clock:
 
 
 class Simulator:
-    """Both exchanges, their limits, faults and counters. Safe to call from many threads."""
+    """All exchanges, their limits, faults and counters. Safe to call from many threads."""
 
     def __init__(self, world: World, real_s: Callable[[], float] = time.time) -> None:
         self.world = world
@@ -55,13 +56,13 @@ class Simulator:
         self.faults.add(world.faults, self.clock.now_us())
 
     def get(self, exchange: str, path: str, query: Query, address: str) -> Answer:
-        """Answer a GET of an exchange's path (below `/coinbase` or `/binance`)."""
+        """Answer a GET of an exchange's path (below `/coinbase` and the like)."""
         desk = self.world.exchanges[exchange]
         now_us, at_s = self.clock.now_us(), self.clock.real_s()
         route: Route = desk.protocol.route(path, query, lambda name: self.faults.view(desk, name), now_us)
         verdict = desk.limiter.take(address, route.cost, at_s)
-        limited = hasattr(verdict, "status")
-        answer = desk.protocol.limited(verdict) if limited else self._serve(desk, route, now_us)
+        limited = isinstance(verdict, Refused)
+        answer = desk.protocol.limited(verdict) if isinstance(verdict, Refused) else self._serve(desk, route, now_us)
         answer.headers.update(desk.protocol.limit_headers(verdict))
         latency = desk.latency
         answer.delay_s += max(0.0, latency.mean + random.uniform(-1, 1) * latency.jitter) / 1000
@@ -77,7 +78,7 @@ class Simulator:
             rows = self._rows(desk, route, now_us)
         product = route.listing.name if route.listing else None
         look = Look(desk.name, product, route.kind, [row[0] for row in rows], now_us)
-        served = self.faults.spoil_rows(look, rows, route, protocol.FIELDS)
+        served = self.faults.spoil_rows(look, rows, route, protocol.fields)
         if route.answer is not None:
             answer: Answer = route.answer
         elif route.window is not None:
@@ -121,8 +122,8 @@ class Simulator:
 
     def listing(self, exchange: str, product: str) -> Listing:
         """A product by its name in URLs, or by `BASE-QUOTE`. Raises KeyError."""
-        listings = self.world.exchanges[exchange].listings
-        return listings[product] if product in listings else listings[product.replace("-", "")]
+        desk = self.world.exchanges[exchange]
+        return desk.listings[product if product in desk.listings else desk.protocol.mapping.symbol_of(product)]
 
     def stats(self, trim_s: float = 2.0, timestamps: bool = False) -> dict[str, Any]:
         """Everything counted since the start or the last reset; see stats.py."""

@@ -7,13 +7,13 @@ one is an error:
     genesis: 2024-01-01T00:00:00Z     # when every product's history begins
     products: 40                      # short for coinbase: {products: 40}
     latency_ms: {mean: 30, jitter: 15}
-    coinbase:
+    coinbase:                         # any exchange that has a mapping
       products: 40                    # P0001-USD ... P0040-USD, or a list: [BTC-USD, {name: X-USD, ...}]
       trades_per_day: 40000           # for every generated product of this exchange
-      limit: {rate: 10, burst: 15}    # or none
+      limit: {rate: 10, burst: 15}    # instead of the mapping's limit, or none
       latency_ms: {mean: 30, jitter: 15}
     binance:
-      limit: {weight_per_minute: 6000, ban_after: 10, ban_s: 120}
+      limit: {weight: 6000, per_seconds: 60, ban_after: 10, ban_s: 120}
     recordings:
       - {exchange: binance, product: XRPETH, path: XRPETH.jsonl.gz}
     clock: {offset_s: 0, frozen: false}
@@ -23,20 +23,23 @@ one is an error:
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
-from . import binance, coinbase, recordings
+from schemahub.mappings import exchanges as known_exchanges
+from schemahub.mappings import load_mapping
+
+from . import recordings
 from .generator import DAY_US, UNIT, Product
 from .limits import Limiter, TokenBucket, Unlimited, WeightWindow
 from .messages import Listing
+from .protocol import Protocol
 from .sources import Generated
 
-PROTOCOLS: dict[str, ModuleType] = {"coinbase": coinbase, "binance": binance}
 GENESIS = "2024-01-01T00:00:00Z"
 
 
@@ -68,24 +71,25 @@ _COINBASE = [
     ("ETH-BTC", 0.035, 5, 30_000, 31_000_000),
 ]
 _BINANCE = [
-    ("BTCUSDT", 97_000.0, 2, 44_000, 3_300_000_000),
-    ("ETHUSDT", 3_400.0, 2, 43_000, 1_900_000_000),
-    ("SOLUSDT", 190.0, 2, 41_000, 640_000_000),
-    ("XRPUSDT", 2.3, 4, 40_000, 720_000_000),
-    ("DOGEUSDT", 0.33, 5, 40_500, 510_000_000),
-    ("BNBUSDT", 690.0, 2, 39_000, 590_000_000),
-    ("ADAUSDT", 0.9, 4, 38_500, 370_000_000),
-    ("ETHBTC", 0.035, 5, 38_000, 410_000_000),
+    ("BTC-USDT", 97_000.0, 2, 44_000, 3_300_000_000),
+    ("ETH-USDT", 3_400.0, 2, 43_000, 1_900_000_000),
+    ("SOL-USDT", 190.0, 2, 41_000, 640_000_000),
+    ("XRP-USDT", 2.3, 4, 40_000, 720_000_000),
+    ("DOGE-USDT", 0.33, 5, 40_500, 510_000_000),
+    ("BNB-USDT", 690.0, 2, 39_000, 590_000_000),
+    ("ADA-USDT", 0.9, 4, 38_500, 370_000_000),
+    ("ETH-BTC", 0.035, 5, 38_000, 410_000_000),
 ]
-_DEFAULTS = {
-    "coinbase": {row[0]: Character(*row) for row in _COINBASE},
-    "binance": {row[0]: Character(*row) for row in _BINANCE},
-}
 # One delisted product each, in the default world: discovery has to leave it out.
 _DELISTED = {
     "coinbase": Character("REP-USD", 12.0, 2, 900, 6_000_000),
-    "binance": Character("WAVESUSDT", 1.2, 4, 9_000, 45_000_000),
+    "binance": Character("WAVES-USDT", 1.2, 4, 9_000, 45_000_000),
 }
+_OWN = {
+    "coinbase": [Character(*row) for row in _COINBASE],
+    "binance": [Character(*row) for row in _BINANCE],
+}
+"""Products of exchanges that have a table of their own; the others list Binance's, in their quote asset."""
 _DELISTED_AFTER_US = 170 * DAY_US
 # Binance symbols have no separator: the longest known quote that fits is the quote.
 _QUOTES = ("FDUSD", "USDT", "USDC", "TUSD", "BUSD", "BTC", "ETH", "BNB", "EUR", "TRY", "USD")
@@ -108,7 +112,7 @@ class Exchange:
     """One exchange of the world."""
 
     name: str
-    protocol: ModuleType
+    protocol: Protocol
     listings: dict[str, Listing]
     limiter: Limiter
     latency: Latency
@@ -130,12 +134,12 @@ def build_world(config: Mapping[str, Any] | None = None) -> World:
     _only(
         config,
         "configuration",
-        {"seed", "genesis", "products", "latency_ms", "coinbase", "binance", "recordings", "clock", "faults"},
+        {"seed", "genesis", "products", "latency_ms", "recordings", "clock", "faults", *known_exchanges()},
     )
     clock = dict(config.get("clock") or {})
     _only(clock, "clock", {"offset_s", "frozen"})
     exchanges = {}
-    for name in PROTOCOLS:
+    for name in known_exchanges():
         own = dict(config.get(name) or {})
         if name == "coinbase" and "products" in config:
             own.setdefault("products", config["products"])
@@ -153,50 +157,70 @@ def build_world(config: Mapping[str, Any] | None = None) -> World:
 
 def _exchange(name: str, config: dict[str, Any], seed: int, genesis_us: int) -> Exchange:
     _only(config, name, {"products", "trades_per_day", "limit", "latency_ms"})
-    protocol, listings = PROTOCOLS[name], {}
-    for product in _products(name, config.get("products"), seed, genesis_us, config.get("trades_per_day")):
-        listings[product.name] = _listed(product)
+    protocol, listings = Protocol(load_mapping(name)), {}
+    for product in _products(protocol, config.get("products"), seed, genesis_us, config.get("trades_per_day")):
+        source = Generated(product, protocol.render)
+        listings[product.name] = Listing(
+            product.name, product.base, product.quote, product.price_decimals, product.status, source
+        )
     _only(config["latency_ms"], f"{name}: latency_ms", {"mean", "jitter"})
-    return Exchange(name, protocol, listings, _limiter(name, config.get("limit", {})), Latency(**config["latency_ms"]))
+    limiter = _limiter(protocol, config.get("limit", {}))
+    return Exchange(name, protocol, listings, limiter, Latency(**config["latency_ms"]))
 
 
-def _limiter(name: str, limit: Any) -> Limiter:
+def _limiter(protocol: Protocol, limit: Any) -> Limiter:
     if limit in (None, False, "none"):
         return Unlimited()
-    if name == "coinbase":
-        _only(limit, "coinbase: limit", {"rate", "burst"})
-        return TokenBucket(**limit)
-    _only(limit, "binance: limit", {"weight_per_minute", "ban_after", "ban_s"})
-    return WeightWindow(**limit)
+    published, name = protocol.mapping.limits, protocol.mapping.exchange
+    if published.burst >= published.amount:
+        _only(limit, f"{name}: limit", {"rate", "burst"})
+        status = published.slow_down_status[0]
+        return TokenBucket(
+            **{"rate": published.amount / published.per_seconds, "burst": published.burst, "status": status, **limit}
+        )
+    _only(limit, f"{name}: limit", {"weight", "per_seconds", "ban_after", "ban_s"})
+    statuses = published.slow_down_status
+    return WeightWindow(
+        **{"weight": published.amount, "per_seconds": published.per_seconds, "statuses": statuses, **limit}
+    )
 
 
-def _products(exchange: str, wanted: Any, seed: int, genesis_us: int, trades_per_day: int | None) -> list[Product]:
-    known = _DEFAULTS[exchange]
+def _characters(protocol: Protocol) -> dict[str, Character]:
+    """The default products by our names."""
+    own = _OWN.get(protocol.mapping.exchange)
+    if own is None:
+        quote = protocol.example_quote
+        own = [c._replace(name=c.name.replace("USDT", quote)) for c in _OWN["binance"] if c.name.endswith("-USDT")]
+    return {character.name: character for character in own}
+
+
+def _products(protocol: Protocol, wanted: Any, seed: int, genesis_us: int, trades_per_day: int | None) -> list[Product]:
+    known = _characters(protocol)
     if wanted is None:
-        gone = _product(exchange, _DELISTED[exchange], seed, genesis_us)
+        last = _DELISTED.get(
+            protocol.mapping.exchange, Character(f"REP-{protocol.example_quote}", 12.0, 2, 900, 6_000_000)
+        )
+        gone = _product(protocol, last, seed, genesis_us)
         ends_us = genesis_us + _DELISTED_AFTER_US
         return [
-            *_products(exchange, list(known), seed, genesis_us, trades_per_day),
+            *_products(protocol, list(known), seed, genesis_us, trades_per_day),
             replace(gone, status="delisted", ends_us=ends_us),
         ]
     if isinstance(wanted, int):
-        wanted = [_numbered(exchange, number) for number in range(1, wanted + 1)]
+        wanted = [f"P{number:04d}-{protocol.example_quote}" for number in range(1, wanted + 1)]
     products = []
     for item in wanted:
         own: dict[str, Any] = {"name": item} if isinstance(item, str) else dict(item)
-        _only(own, f"{exchange}: products", {*Character._fields, "status", "genesis"})
+        _only(own, f"{protocol.mapping.exchange}: products", {*Character._fields, "status", "genesis"})
+        own["name"] = _unified(protocol, own["name"])
         character = known.get(own["name"]) or _arbitrary(own["name"])
         if trades_per_day:
             own.setdefault("trades_per_day", trades_per_day)
         character = character._replace(**{key: own[key] for key in character._fields if key in own})
         own_genesis_us = _genesis_us(own) if "genesis" in own else genesis_us
-        product = _product(exchange, character, seed, own_genesis_us)
+        product = _product(protocol, character, seed, own_genesis_us)
         products.append(replace(product, status=own.get("status", "online")))
     return products
-
-
-def _numbered(exchange: str, number: int) -> str:
-    return f"P{number:04d}-USD" if exchange == "coinbase" else f"P{number:04d}USDT"
 
 
 def _arbitrary(name: str) -> Character:
@@ -212,12 +236,12 @@ def _arbitrary(name: str) -> Character:
     )
 
 
-def _product(exchange: str, character: Character, seed: int, genesis_us: int) -> Product:
-    base, quote = split(exchange, character.name)
+def _product(protocol: Protocol, character: Character, seed: int, genesis_us: int) -> Product:
+    base, quote = character.name.split("-")
     cheap_quote = quote not in ("BTC", "ETH")
     return Product(
-        exchange=exchange,
-        name=character.name,
+        exchange=protocol.mapping.exchange,
+        name=protocol.mapping.symbol_of(character.name),
         base=base,
         quote=quote,
         price_ticks=max(1, round(character.price * 10**character.price_decimals)),
@@ -230,32 +254,27 @@ def _product(exchange: str, character: Character, seed: int, genesis_us: int) ->
     )
 
 
-def _listed(product: Product) -> Listing:
-    source = Generated(product, PROTOCOLS[product.exchange].render)
-    return Listing(product.name, product.base, product.quote, product.price_decimals, product.status, source)
-
-
 def _add_recording(exchanges: dict[str, Exchange], config: dict[str, Any]) -> None:
     _only(config, "recordings", {"exchange", "product", "path", "base", "quote"})
     exchange, name = config["exchange"], config["product"]
     if exchange not in exchanges:
         raise BadWorld(f"recordings: unknown exchange {exchange!r}")
-    base, quote = split(exchange, name) if "base" not in config else (config["base"], config["quote"])
-    source = recordings.load(exchange, name, Path(config["path"]))
-    exchanges[exchange].listings[name] = Listing(name, base, quote, 8, "online", source)
+    protocol = exchanges[exchange].protocol
+    ours = f"{config['base']}-{config['quote']}" if "base" in config else _unified(protocol, name)
+    base, quote = ours.split("-")
+    symbol = protocol.mapping.symbol_of(ours)
+    source = recordings.load(protocol.mapping, symbol, Path(config["path"]))
+    exchanges[exchange].listings[symbol] = Listing(symbol, base, quote, 8, "online", source)
 
 
-def split(exchange: str, name: str) -> tuple[str, str]:
-    """A product's base and quote from its name in URLs. Raises BadWorld when it shows neither."""
-    if exchange == "coinbase":
-        base, dash, quote = name.partition("-")
-        if base and dash and quote:
-            return base, quote
-    else:
-        for quote in _QUOTES:
-            if name.endswith(quote) and name != quote:
-                return name.removesuffix(quote), quote
-    raise BadWorld(f"{exchange}: cannot tell base and quote of {name!r}; give base and quote")
+def _unified(protocol: Protocol, name: str) -> str:
+    """Our spelling of a product that is named in ours or in the exchange's. Raises BadWorld when it shows neither."""
+    if re.fullmatch("[A-Z0-9]+-[A-Z0-9]+", name):
+        return name
+    for quote in _QUOTES:
+        if name.endswith(quote) and name != quote:
+            return f"{name.removesuffix(quote)}-{quote}"
+    raise BadWorld(f"{protocol.mapping.exchange}: cannot tell base and quote of {name!r}; write it as BASE-QUOTE")
 
 
 def _genesis_us(config: Mapping[str, Any]) -> int:

@@ -67,16 +67,16 @@ def try_exchange(
     say = Say(as_json)
     stream = Stream(name, product)
     exchange = Exchange(load_mapping(name), RequestsHttp(), base_url)
-    newest = sorted(exchange.newest(stream), key=lambda row: row.id)
+    newest = sorted(exchange.newest(stream), key=lambda row: row.position)
     table = listing("id", "time (µs)", title=f"{stream}: {len(newest)} trades in one answer")
     table.add_column("as sent", overflow="fold")
     for row in newest[-rows:]:
-        table.add_row(str(row.id), str(row.ts_us), escape(row.text))
+        table.add_row(str(row.position), str(row.ts_us), escape(row.text))
     say.result(
         {
             "stream": str(stream),
             "rows": len(newest),
-            "newest": [{"id": r.id, "ts_us": r.ts_us, "text": r.text} for r in newest[-rows:]],
+            "newest": [{"id": r.position, "ts_us": r.ts_us, "text": r.text} for r in newest[-rows:]],
         },
         table,
     )

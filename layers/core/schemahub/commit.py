@@ -56,6 +56,7 @@ def segment_of(stream: Stream, raw: RawObject, run_id: str, source: str, now_ms:
         last=raw.last,
         count=raw.count,
         absent=raw.absent,
+        counted=raw.counted,
         raw_key=raw.key,
         sha256=raw.sha256,
         source=source,

@@ -17,6 +17,7 @@
     │   ├── MalformedResponse     not the JSON that the mapping describes (HTML, NaN, a bomb)
     │   ├── EmptyPage             200 and no rows where rows must be
     │   ├── IncompletePage        rows are missing inside the page, confirmed by no second look
+    │   ├── TieOverflow           more trades at one time than an answer holds: paging by time cannot pass
     │   ├── PageConflict          one id, two different trades
     │   ├── HeadBehindWatermark   the exchange's newest id is older than what we hold
     │   └── ExchangeRefused       4xx: our request is wrong, or we are not let in
@@ -155,6 +156,10 @@ class EmptyPage(ExchangeError):
 
 class IncompletePage(ExchangeError):
     remedy = "The missing ids are asked for again; redrive the execution if the exchange lags."
+
+
+class TieOverflow(ExchangeError):
+    remedy = "Time cannot page past it: ask this exchange by id, or raise page_size in the mapping if it allows more."
 
 
 class PageConflict(ExchangeError):

@@ -6,17 +6,17 @@ Requests are made from the mapping; answers are cut into the exact text of each 
 
 from __future__ import annotations
 
-import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
 import requests
 
+from schemahub.answers import Row, any_of, at_pointer, codes_at, element_of, parse_json, parse_rows
 from schemahub.errors import (
     BadMapping,
     ExchangeRefused,
@@ -26,13 +26,13 @@ from schemahub.errors import (
     ResponseInterrupted,
     UnknownProduct,
 )
-from schemahub.mappings import Mapping
-from schemahub.streams import MAX_POSITION, Stream
+from schemahub.mappings import NS, Mapping
+from schemahub.streams import Stream
 
 MAX_BODY_BYTES = 20 * 1024 * 1024
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 20.0
+WINDOW_MARGIN_S = 60.0
 USER_AGENT = "schemahub/1 (+https://github.com/schemahub/schemahub)"
-UNITS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,6 @@ def _short(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One trade as sent: its id, its time (µs since the epoch, None when unreadable) and its exact JSON text."""
-
-    id: int
-    ts_us: int | None
-    text: str
-
-
-@dataclass(frozen=True)
 class Product:
     """A listed product: ours (``BTC-USDT``), the exchange's spelling and status, whether it trades or is gone."""
 
@@ -119,17 +110,33 @@ class Exchange:
     def page(self, stream: Stream, first: int, last: int) -> list[Row]:
         """The rows of one answer that asks for ``[first, last]``, in the order sent.
 
-        A descending exchange is asked from ``last`` downwards, an ascending one from ``first`` upwards; rows outside
-        the range are part of the answer and left to the caller.
+        A descending exchange is asked from ``last`` downwards, every other one from ``first`` upwards, and one that
+        shows its newest trades only for these; rows outside the range are part of the answer and left to the caller.
         """
-        cursor = self.mapping.requests.cursor
-        anchor = last + 1 if cursor.means == "below" else first
-        size = min(self.mapping.requests.page_size, last - first + 1)
-        return self._trades(stream, {cursor.parameter: str(anchor), self.mapping.requests.size_parameter: str(size)})
+        spec = self.mapping.requests
+        page, size = spec.page, spec.page_size
+        if page.asks == "newest":
+            return self.newest(stream, reaching_back_to=first)
+        if page.asks == "time_from":
+            # Rounded down: an answer may begin before the range, never behind its beginning.
+            anchor = (first - page.slack_ns - (not page.inclusive)) // NS[page.unit]
+        else:
+            anchor = last + 1 if page.descending else first - (not page.inclusive)
+            size = min(size, last - first + 1) if spec.ids == "dense" else size
+        return self._trades(stream, {**page.query, page.parameter: str(anchor), **self._size(size)})
 
-    def newest(self, stream: Stream) -> list[Row]:
-        """The newest page of a stream."""
-        return self._trades(stream, {self.mapping.requests.size_parameter: str(self.mapping.requests.page_size)})
+    def newest(self, stream: Stream, reaching_back_to: int | None = None) -> list[Row]:
+        """The newest page of a stream; of an exchange that has windows, the shortest that reaches back to a time."""
+        query = self._size(self.mapping.requests.page_size)
+        if windows := self.mapping.requests.page.windows:
+            since_s = 0 if reaching_back_to is None else time.time() - reaching_back_to / NS["s"]
+            long_enough = [w for w in windows if w.seconds > since_s + WINDOW_MARGIN_S]
+            query |= (long_enough or windows[-1:])[0].query
+        return self._trades(stream, query)
+
+    def _size(self, rows: int) -> dict[str, str]:
+        name = self.mapping.requests.size_parameter
+        return {name: str(rows)} if name else {}
 
     def products(self) -> list[Product]:
         """What the exchange lists, in our spelling.
@@ -138,23 +145,35 @@ class Exchange:
         an auction (BTCAUCTION-USD) may be listed with the same base and quote as the market.
         """
         spec = self.mapping.products
-        answer = self._send(spec.path, {}, None)
+        answer = self._send(spec.path, spec.query, None)
         try:
-            rows = _at_pointer(parse_json(answer.body), spec.rows)
+            rows = at_pointer(parse_json(answer.body), spec.rows)
         except MalformedResponse as error:
             raise MalformedResponse(f"products: {error.reason}", stream=self.mapping.exchange) from error
-        if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
-            raise MalformedResponse("the product list is not a list of objects", stream=self.mapping.exchange)
-        products = []
-        for row in rows:
-            product, symbol = f"{row.get(spec.base)}-{row.get(spec.quote)}", str(row.get(spec.symbol))
-            status = str(row.get(spec.status))
-            ours = re.fullmatch(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}", product)
-            if ours and symbol == self.mapping.symbol_of(product):
-                disabled = bool(spec.disabled and row.get(spec.disabled))
-                online = status in spec.online and not disabled
-                products.append(Product(product, symbol, status, online, status in spec.delisted))
-        return sorted(products, key=lambda p: p.product)
+        rows = list(rows.values()) if isinstance(rows, dict) else rows
+        if not isinstance(rows, list) or not all(isinstance(r, dict | list | str) for r in rows):
+            raise MalformedResponse("the product list is not a list of products", stream=self.mapping.exchange)
+        found = filter(None, map(self._product, rows))
+        return sorted(found, key=lambda p: p.product)
+
+    def _product(self, row: Any) -> Product | None:
+        spec, mapping = self.mapping.products, self.mapping
+        if any(str(element_of(row, name)) not in allowed for name, allowed in spec.only.items()):
+            return None
+        if spec.pair:
+            assets = spec.pair.split(str(element_of(row, spec.pair.element)))
+        else:
+            assets = (str(element_of(row, spec.base or "")), str(element_of(row, spec.quote or "")))
+        product = "-".join(mapping.asset(a) for a in assets) if assets else ""
+        if not re.fullmatch(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}", product):
+            return None
+        symbol = mapping.symbol_of(product)
+        if not isinstance(row, str) and str(element_of(row, spec.symbol)) != symbol:
+            return None
+        status = str(element_of(row, spec.status)) if spec.status else ""
+        disabled = bool(spec.disabled and element_of(row, spec.disabled))
+        online = not disabled and (status in spec.online or not spec.status)
+        return Product(product, symbol, status, online, status in spec.delisted)
 
     def _trades(self, stream: Stream, query: dict[str, str]) -> list[Row]:
         spec = self.mapping.requests
@@ -173,36 +192,37 @@ class Exchange:
             answer = self.http.get(self.base_url + path, params)
         except (ExchangeUnavailable, ResponseInterrupted, ExchangeRefused, MalformedResponse) as error:
             raise type(error)(error.reason, stream=about, remedy=error.remedy) from error
-        if answer.status != 200:
-            raise self._refusal(answer, about, stream)
+        if refusal := self._refusal(answer, about, stream):
+            raise refusal
         return answer
 
-    def _refusal(self, answer: Answer, about: object, stream: Stream | None) -> Exception:
-        """The error that a status other than 200 means."""
-        status, spec = answer.status, self.mapping.requests
-        said = answer.body[:120].decode("utf-8", "replace")
-        if status in self.mapping.limits.slow_down_status:
-            return RateLimited(
-                f"status {status}", retry_after_s=retry_after_s(answer.headers.get("retry-after")), stream=about
-            )
+    def _refusal(self, answer: Answer, about: object, stream: Stream | None) -> Exception | None:
+        """The error that the status means, or the code in the answer; None for a good answer."""
+        status, errors = answer.status, self.mapping.errors
+        codes = codes_at(answer.body, errors.at) if errors else []
+        said = f"status {status}" + (f", {', '.join(codes)}" if codes else "")
+        if status in self.mapping.limits.slow_down_status or (errors and any_of(codes, errors.slow_down)):
+            return RateLimited(said, retry_after_s=retry_after_s(answer.headers.get("retry-after")), stream=about)
+        if stream and self._means_unknown(status, codes):
+            return UnknownProduct(f"{self.mapping.name} does not know this product ({said})", stream=about)
+        text = answer.body[:120].decode("utf-8", "replace")
+        if errors and any_of(codes, errors.unavailable):
+            return ExchangeUnavailable(f"{said}: {text}", stream=about)
+        if status == 200 and (not codes or (errors and not [c for c in codes if not any_of([c], errors.ok)])):
+            return None
         if status >= 500 or status == 408:
-            return ExchangeUnavailable(f"status {status}: {said}", stream=about)
-        if stream and status in spec.unknown_product_status and self._says_unknown(answer.body):
-            return UnknownProduct(f"{self.mapping.name} does not know this product (status {status})", stream=about)
+            return ExchangeUnavailable(f"{said}: {text}", stream=about)
         if 300 <= status < 400:
             return ExchangeRefused(
                 f"redirected to {answer.headers.get('location', '?')[:120]!r}, not followed", stream=about
             )
-        return ExchangeRefused(f"status {status}: {said}", stream=about)
+        return ExchangeRefused(f"{said}: {text}", stream=about)
 
-    def _says_unknown(self, body: bytes) -> bool:
-        code = self.mapping.requests.unknown_product_code
-        if code is None:
-            return True
-        try:
-            return bool(json.loads(body)["code"] == code)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return False
+    def _means_unknown(self, status: int, codes: list[str]) -> bool:
+        known = self.mapping.errors.unknown_product if self.mapping.errors else ()
+        if known:
+            return any_of(codes, known)
+        return status in self.mapping.requests.unknown_product_status
 
 
 def retry_after_s(value: str | None, now: datetime | None = None) -> float | None:
@@ -216,117 +236,3 @@ def retry_after_s(value: str | None, now: datetime | None = None) -> float | Non
     except ValueError:
         return None
     return max(0.0, (when - (now or datetime.now(UTC))).total_seconds())
-
-
-def parse_json(body: bytes) -> Any:
-    """JSON of an answer; NaN and Infinity, which JSON does not have, are refused."""
-    try:
-        return json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise MalformedResponse(f"the answer is not JSON: {_short(error)}; it begins {body[:60]!r}") from error
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _at_pointer(document: Any, pointer: str) -> Any:
-    for part in pointer.split("/")[1:]:
-        if not isinstance(document, dict) or part not in document:
-            raise MalformedResponse(f"the answer has no {pointer!r}")
-        document = document[part]
-    return document
-
-
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)
-_SPACE = re.compile(r"[ \t\r\n]*")
-
-
-def parse_rows(body: bytes, mapping: Mapping) -> list[Row]:
-    """The rows of an answer, each with its exact text on one line.
-
-    Raises:
-        MalformedResponse: not JSON, not a list of objects, or an id that is not an integer of 1..2^63-1.
-    """
-    try:
-        text = body.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MalformedResponse(f"the answer is not UTF-8: {_short(error)}") from error
-    out: list[Row] = []
-    try:
-        if mapping.requests.rows:
-            _at_pointer(json.loads(text, parse_constant=_no_constant), mapping.requests.rows)
-            text = _text_at_pointer(text, mapping.requests.rows)
-        for value, raw in _elements(text, 0):
-            out.append(_row(value, raw, mapping))
-    except (ValueError, RecursionError) as error:
-        raise MalformedResponse(f"the answer is not JSON: {_short(error)}; it begins {body[:60]!r}") from error
-    return out
-
-
-def _text_at_pointer(text: str, pointer: str) -> str:
-    """The exact text of the value at ``pointer`` in a document that is known to hold it."""
-    for wanted in pointer.split("/")[1:]:
-        at = text.index("{") + 1
-        while True:
-            key, at = _DECODER.raw_decode(text, _skip(text, at))
-            at = _skip(text, _skip(text, at) + 1)
-            _, end = _DECODER.raw_decode(text, at)
-            if key == wanted:
-                text = text[at:end]
-                break
-            at = _skip(text, end) + 1
-    return text
-
-
-def _skip(text: str, at: int) -> int:
-    return _SPACE.match(text, at).end()  # type: ignore[union-attr]
-
-
-def _elements(text: str, at: int) -> Iterator[tuple[Any, str]]:
-    """Each element of a JSON array with its text; line breaks (only ever between tokens) become nothing."""
-    at = _skip(text, at)
-    if text[at : at + 1] != "[":
-        json.loads(text, parse_constant=_no_constant)
-        raise ValueError("a list of trades was expected")
-    at = _skip(text, at + 1)
-    if text[at : at + 1] == "]":
-        at += 1
-    else:
-        while True:
-            value, end = _DECODER.raw_decode(text, at)
-            raw = text[at:end]
-            yield value, raw if "\n" not in raw and "\r" not in raw else re.sub(r"[\r\n]+", "", raw)
-            at = _skip(text, end)
-            separator = text[at : at + 1]
-            at += 1
-            if separator == "]":
-                break
-            if separator != ",":
-                raise ValueError(f"the list breaks off at character {at}")
-            at = _skip(text, at)
-    if text[at:].strip():
-        raise ValueError("something follows the list")
-
-
-def _row(value: Any, raw: str, mapping: Mapping) -> Row:
-    if not isinstance(value, dict):
-        raise MalformedResponse(f"{raw[:80]!r} is not a trade object")
-    trade_id = value.get(mapping.fields.trade_id)
-    if isinstance(trade_id, str) and re.fullmatch(r"[1-9][0-9]{0,18}", trade_id):
-        # Coinbase has sent ids both as numbers and as text over the years; both are exact.
-        trade_id = int(trade_id)
-    if type(trade_id) is not int or not 0 < trade_id <= MAX_POSITION:
-        raise MalformedResponse(f"trade id {str(trade_id)[:40]!r} is not a positive integer")
-    return Row(trade_id, _ts_us(value.get(mapping.fields.trade_ts), mapping), raw)
-
-
-def _ts_us(value: Any, mapping: Mapping) -> int | None:
-    """The trade's time, as far as planning needs it; the transform judges it strictly."""
-    try:
-        if mapping.fields.ts_type == "epoch":
-            return int(Decimal(str(value)) * 1_000_000 / UNITS_PER_SECOND[mapping.fields.ts_unit or "ms"])
-        when = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
-        return int(when.replace(tzinfo=when.tzinfo or UTC).timestamp() * 1_000_000)
-    except (ValueError, TypeError, ArithmeticError):
-        return None

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from schemahub.answers import Row
 from schemahub.errors import EmptyPage, IncompletePage, PageConflict
-from schemahub.exchanges import Row
 from schemahub.streams import MAX_POSITION, Absent, Chunk, Interval, Stream, runs
 
 SECOND_LOOK_AFTER_S = 2.0
@@ -44,6 +44,8 @@ class Fetched:
     """Rows that came more than once, with the same content."""
     outside: int = 0
     """Rows that nobody had asked for."""
+    counted: bool = True
+    """Each position of the chunk is a row or absent; see ``streams.RawObject``."""
     times: Mapping[int, int] = field(default_factory=dict, compare=False, repr=False)
     """Microseconds since the epoch of every trade that the answers showed, also outside of the chunk, by id."""
 
@@ -85,7 +87,7 @@ def fetch_chunk(
         raise IncompletePage("each look finds other ids missing", stream=stream, span=(chunk.first, chunk.last))
     absent = tuple(Absent(hole.first, hole.last, fetch.kind_of(hole, young_us)) for hole in fetch.holes())
     texts = tuple(fetch.rows[i] for i in sorted(fetch.rows))
-    return Fetched(chunk, texts, absent, fetch.requests, fetch.repeated, fetch.outside, fetch.times)
+    return Fetched(chunk, texts, absent, fetch.requests, fetch.repeated, fetch.outside, times=fetch.times)
 
 
 @dataclass
@@ -110,15 +112,17 @@ class _Fetch:
         page = self.source.page(self.stream, first, last, pages_left=-(-(last - first + 1) // self.page_size))
         self.requests += 1
         self.tick()
-        self.times.update((row.id, row.ts_us) for row in page if row.ts_us is not None)
+        self.times.update((row.position, row.ts_us) for row in page if row.ts_us is not None)
         for row in page:
-            if not self.chunk.first <= row.id <= self.chunk.last:
+            if not self.chunk.first <= row.position <= self.chunk.last:
                 self.outside += 1
                 continue
-            self.repeated += row.id in self.rows
-            if self.rows.setdefault(row.id, row.text) != row.text:
-                raise PageConflict(f"two different trades have the id {row.id}", stream=self.stream, span=(first, last))
-        return sorted({row.id for row in page}, key=lambda i: i * self.sign)
+            self.repeated += row.position in self.rows
+            if self.rows.setdefault(row.position, row.text) != row.text:
+                raise PageConflict(
+                    f"two different trades have the id {row.position}", stream=self.stream, span=(first, last)
+                )
+        return sorted({row.position for row in page}, key=lambda i: i * self.sign)
 
     def walk(self) -> None:
         """Page through the chunk. It ends at its far edge, or when an answer shows only what lies beyond it."""

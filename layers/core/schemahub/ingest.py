@@ -21,13 +21,12 @@ from schemahub.errors import (
     LockLost,
     UnknownExchange,
 )
-from schemahub.exchanges import Row
-from schemahub.fetch import fetch_chunk
 from schemahub.holes import YOUNG_S
 from schemahub.ledger import Watermark
 from schemahub.locks import Lease, Renewer
-from schemahub.mappings import Mapping, exchanges, load_mapping
+from schemahub.mappings import exchanges, load_mapping
 from schemahub.pacing import PacedExchange
+from schemahub.paging import ColdStart, paging_of
 from schemahub.runtime import MAX_CHUNK_PAGES, Deps
 from schemahub.seed import SEED_KEY, parse_streams
 from schemahub.streams import PREFIX, TRADES, Chunk, Stream, continuous_prefix
@@ -168,7 +167,7 @@ def plan_stream(event: events.PlanStep, deps: Deps) -> dict[str, Any]:
     mark = deps.ledger.watermark(stream)
     chunks, head = chunks_to_fetch(deps, stream, mark)
     base = mark.high if mark else None
-    if mark and head - mark.high > plan.MAX_JUMP:
+    if mark and head - mark.high > paging_of(load_mapping(stream.exchange)).most_ahead:
         deps.call_attention(f"the head jumped from {mark.high} to {head}; a part of it is planned", stream)
     if not chunks:
         return {"status": "nothing_new", "chunks": 0, "base": base, "head": head}
@@ -190,34 +189,21 @@ def chunks_to_fetch(deps: Deps, stream: Stream, mark: Watermark | None) -> tuple
     exchange = PacedExchange.of(deps, stream.exchange)
     page = exchange.newest(stream)
     now_us = deps.clock.now_ms() * 1000
-    head = plan.head_of(page, stream, now_us, mapping.requests.settle_seconds)
+    paging = paging_of(mapping)
+    head = paging.head(page, stream, now_us)
     plan.check_head(head, mark.high if mark else None, stream)
-    first = mark.high + 1 if mark else _cold_start(deps, mapping, exchange, stream, page, now_us)
-    size = mapping.requests.page_size * deps.settings.chunk_pages
+    start = ColdStart(now_us - int(deps.settings.cold_start_hours * 3600e6), deps.settings.cold_start_trades)
+    first = mark.high + 1 if mark else paging.first(exchange, stream, page, start)
     # A first run goes as far as its parameters say; a later one only so far as a stray head can do little harm.
-    last = min(head.settled, mark.high + plan.MAX_JUMP) if mark else head.settled
-    return plan.cut(first, last, size), head.settled
-
-
-def _cold_start(
-    deps: Deps, mapping: Mapping, exchange: PacedExchange, stream: Stream, page: list[Row], now_us: int
-) -> int:
-    floor = max(0, max(r.id for r in page) - deps.settings.cold_start_trades)
-    target_us = now_us - int(deps.settings.cold_start_hours * 3600e6)
-
-    def probe(position: int) -> Row | None:
-        rows = exchange.page(stream, position, position, kind="head")
-        plan.check_times(rows, stream)
-        return rows[0] if rows else None
-
-    return plan.cold_start(page, floor, target_us, mapping.requests.page_size, probe)
+    last = min(head.settled, mark.high + paging.most_ahead) if mark else head.settled
+    return plan.cut(first, last, paging.chunk_size(page, deps.settings.chunk_pages)), head.settled
 
 
 def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
     """Make one chunk's raw object durable, unless it is already."""
     stream, chunk = event.stream.value(), event.chunk.value()
-    mapping = load_mapping(stream.exchange)
-    if chunk.size > MAX_CHUNK_PAGES * mapping.requests.page_size:
+    paging = paging_of(load_mapping(stream.exchange))
+    if chunk.size > paging.most_positions(MAX_CHUNK_PAGES):
         raise BadStateInput(f"a chunk of {chunk.size} positions is larger than any plan makes", stream=stream)
     if raw.find(deps.objects, stream, chunk) is not None:
         return {"status": "there"}
@@ -229,14 +215,14 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
         for renewer in renewers:
             renewer.tick()
 
-    fetched = fetch_chunk(
+    mark = deps.ledger.watermark(stream)
+    fetched = paging.fetch(
         PacedExchange.of(deps, stream.exchange),
         stream,
         chunk,
-        page_size=mapping.requests.page_size,
-        descending=mapping.requests.cursor.descending,
-        pause=deps.clock.sleep,
-        tick=tick,
+        deps.clock,
+        tick,
+        link=mark.high if mark and mark.high == chunk.first - 1 else None,
         young_us=deps.clock.now_ms() * 1000 - int(YOUNG_S * 1e6),
     )
     raw.store(deps.objects, stream, fetched)

@@ -252,6 +252,7 @@ def _segment(item: dict[str, Any]) -> Segment:
             run_id=item["run_id"],
             commit_id=item["commit_id"],
             committed_at=_integer(item["committed_at"]),
+            counted=item.get("counted", True) is not False,
             published_in=item.get("published_in"),
         )
     except (KeyError, TypeError, ValueError, BadProductId) as error:

@@ -1,4 +1,4 @@
-"""Exchange mappings: one YAML file an exchange, checked against ``mapping.schema.json``, then typed.
+"""Exchange mappings: one YAML file an exchange, checked by ``mapping_file``, then typed.
 
 The mapping is executed: requests, paging, limits and the SQL of the transform are made from it, and no module of the
 core knows an exchange by name.
@@ -8,35 +8,51 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
-import math
 import os
-import string
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
-
-import yaml
-from jsonschema import Draft202012Validator
+from typing import Any
 
 from schemahub.errors import BadMapping, UnknownExchange
+from schemahub.mapping_file import read_document
 
-SCHEMA = json.loads(Path(__file__).with_name("mapping.schema.json").read_text())
-MAX_FILE_BYTES = 64 * 1024
-MAX_PAGES_PER_SECOND = 200
-"""No public trades API allows more: a mapping that says so has a slip in amount, per_seconds or cost."""
+NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
+"""Nanoseconds of each unit of time."""
+LONG_ASSET = 3
+
+Element = str | int
+"""Where a value stands in a row: the name of a field, or the place in an array."""
 
 
 @dataclass(frozen=True)
-class Cursor:
-    parameter: str
-    means: str
-    order: str
+class Window:
+    """A question whose answer holds all trades of the last ``seconds``."""
+
+    seconds: float
+    query: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Page:
+    """How an answer is asked for; see ``mapping.schema.json``."""
+
+    asks: str
+    parameter: str = ""
+    unit: str = "ns"
+    inclusive: bool = True
+    query: dict[str, str] = field(default_factory=dict)
+    slack_ns: int = 0
+    windows: tuple[Window, ...] = ()
 
     @property
     def descending(self) -> bool:
-        return self.order == "descending"
+        """Whether an answer goes on from the cursor towards older trades."""
+        return self.asks == "ids_below"
+
+    @property
+    def by_time(self) -> bool:
+        """Whether positions are nanoseconds since the epoch; otherwise they are trade ids."""
+        return self.asks in ("time_from", "newest")
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,19 @@ class Limits:
     burst: float
     cost: dict[str, float]
     slow_down_status: tuple[int, ...]
+    used_header: str | None = None
+    pause_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Errors:
+    """What the exchange says in the answer itself."""
+
+    at: str
+    ok: tuple[str, ...] = ()
+    unknown_product: tuple[str, ...] = ()
+    slow_down: tuple[str, ...] = ()
+    unavailable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,93 +84,138 @@ class Requests:
     path: str
     query: dict[str, str]
     rows: str
+    page: Page
     page_size: int
-    size_parameter: str
-    cursor: Cursor
+    size_parameter: str | None
+    ids: str
     settle_seconds: float
     unknown_product_status: tuple[int, ...]
-    unknown_product_code: int | None
+    example: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One text that names both assets of a product."""
+
+    element: Element
+    separator: str | None = None
+    quotes: tuple[str, ...] = ()
+    named: dict[str, str] = field(default_factory=dict)
+
+    def split(self, text: str) -> tuple[str, str] | None:
+        """(base, quote) in the exchange's spelling; None for a text that is no pair."""
+        text = text.upper()
+        if text in self.named:
+            base, quote = self.named[text].split("-")
+            return base, quote
+        if self.separator and text.count(self.separator) == 1:
+            base, quote = text.split(self.separator)
+            return (base, quote) if base and quote else None
+        fitting = [q for q in self.quotes if text.endswith(q) and text != q]
+        quote = max(fitting, key=len, default="")
+        return (text.removesuffix(quote), quote) if quote else None
 
 
 @dataclass(frozen=True)
 class Products:
     path: str
+    query: dict[str, str]
     rows: str
-    base: str
-    quote: str
-    symbol: str
-    status: str
+    base: str | None
+    quote: str | None
+    pair: Pair | None
+    symbol: Element
+    status: str | None
     online: tuple[str, ...]
     delisted: tuple[str, ...]
     disabled: str | None
+    only: dict[str, list[str]]
+    example: str
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Names in the exchange's rows, and how their text becomes a column."""
+    """Where the values stand in the exchange's rows, and how their text becomes a column."""
 
-    trade_id: str
-    price: str
-    quantity: str
-    trade_ts: str
+    trade_id: Element
+    id_type: str
+    price: Element
+    quantity: Element
+    ignore_sign: bool
+    trade_ts: Element
     ts_type: str
     ts_unit: str | None
-    side: str
+    tick_ns: int
+    """Nanoseconds of the finest unit of time that the exchange writes."""
+    side: Element
     side_values: dict[str, str]
+    side_by_sign: dict[str, str]
+    """``positive`` and ``negative`` to the taker's side, where the sign of the quantity says it."""
 
     @property
-    def sources(self) -> tuple[str, ...]:
+    def sources(self) -> tuple[Element, ...]:
         return (self.trade_id, self.price, self.quantity, self.trade_ts, self.side)
+
+    @property
+    def in_arrays(self) -> bool:
+        """Whether a row is a JSON array."""
+        return isinstance(self.trade_id, int)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Where and how the exchange publishes its history as files; see ``mapping.schema.json``."""
+
+    base_url: str
+    daily: str
+    format: str
+    columns: list[str] | dict[str, str]
+    monthly: str | None = None
+    checksum: str | None = None
+    available_after_hours: float = 24
+    header: str = "never"
+    trade_ts_units: tuple[str, ...] = ()
+    values: dict[str, dict[str, str]] = field(default_factory=dict)
+    replaces: str | None = None
 
 
 @dataclass(frozen=True)
 class Mapping:
     exchange: str
     name: str
+    sources: tuple[str, ...]
     base_url: str
+    assets: dict[str, str]
+    """The exchange's spelling of an asset to ours."""
     products: Products
     symbol: str
+    symbol_long: str | None
+    symbol_case: str
     requests: Requests
+    errors: Errors | None
     limits: Limits
     fields: Fields
     on_new_field: str
     quarantine_max_share: float
+    archive: Archive | None = None
 
     def symbol_of(self, product: str) -> str:
         """The exchange's spelling of ``product`` (``BTC-USD``)."""
-        base, quote = product.split("-")
-        return self.symbol.format(base=base, quote=quote)
+        theirs = {ours: name for name, ours in self.assets.items()}
+        base, quote = (theirs.get(asset, asset) for asset in product.split("-"))
+        long = self.symbol_long if max(len(base), len(quote)) > LONG_ASSET else None
+        if self.symbol_case == "lower":
+            base, quote = base.lower(), quote.lower()
+        return (long or self.symbol).format(base=base, quote=quote)
 
+    def asset(self, name: str) -> str:
+        """Our spelling of an asset of the exchange."""
+        return self.assets.get(name, self.assets.get(name.upper(), name.upper()))
 
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without aliases (a few lines can unfold to gigabytes), duplicate keys and control characters."""
-
-    # Of its own: other libraries in the process (the SAM translator) teach tags to every SafeLoader.
-    yaml_multi_constructors: ClassVar[dict[Any, Any]] = {}
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not allowed")
-        return super().compose_node(parent, index)
-
-    def construct_scalar(self, node: Any) -> Any:
-        value = super().construct_scalar(node)
-        if len(str(value)) > 1000:
-            raise yaml.YAMLError("a value is longer than 1000 characters")
-        if not str(value).isprintable():  # "$" of a pattern would let a final line break through
-            raise yaml.YAMLError(f"{str(value)[:40]!r} holds a control character")
-        return value
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.YAMLError(f"key {key!r} is not text: quote it")
-            if key in seen:
-                raise yaml.YAMLError(f"key {key!r} stands twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    @property
+    def by_time(self) -> bool:
+        """Whether the positions of this exchange's streams are nanoseconds since the epoch, not trade ids."""
+        return self.requests.page.by_time
 
 
 def parse_mapping(text: str, origin: str = "mapping") -> Mapping:
@@ -150,116 +224,88 @@ def parse_mapping(text: str, origin: str = "mapping") -> Mapping:
     Raises:
         BadMapping: with the path of each offending key, and the nearest known one for a key nobody knows.
     """
-    if len(text.encode("utf-8", "surrogatepass")) > MAX_FILE_BYTES:
-        raise BadMapping(f"{origin} is larger than {MAX_FILE_BYTES // 1024} KiB")
-    try:
-        document = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # ValueError: 0x_ and 2001-99-99 look like a number and a date to YAML.
-        raise BadMapping(f"{origin} is not valid YAML: {' '.join(str(error).split())[:400]}") from error
-    problems = [_explain(e) for e in Draft202012Validator(SCHEMA).iter_errors(document)]
-    problems = problems or [
-        *_unknown_placeholders(document),
-        *_unkept_limits(document["limits"]),
-        *_fields_read_twice(document["fields"]),
-    ]
-    if problems:
-        raise BadMapping(f"{origin}: " + "; ".join(sorted(problems))[:2000])
-    return _typed(document)
-
-
-def _unknown_placeholders(doc: dict[str, Any]) -> Iterator[str]:
-    """Braces that ``str.format`` would fail on, or that would reach into objects (``{symbol.__class__}``)."""
-    requests = doc["requests"]
-    texts = [
-        ("symbol", doc["symbol"], {"base", "quote"}),
-        ("products/path", doc["products"]["path"], set()),
-        ("requests/path", requests["path"], {"symbol"}),
-        *((f"requests/query/{name}", text, {"symbol"}) for name, text in requests.get("query", {}).items()),
-    ]
-    for where, text, known in texts:
-        try:
-            names = {name for _, name, form, conversion in string.Formatter().parse(text) if name is not None}
-            strange = any(form or conversion for _, _, form, conversion in string.Formatter().parse(text))
-        except ValueError as error:
-            yield f"{where}: {error}"
-            continue
-        if strange or names - known:
-            yield f"{where}: {text[:60]!r} may only hold the placeholders {sorted(known)}"
-
-
-def _unkept_limits(limits: dict[str, Any]) -> Iterator[str]:
-    numbers = [*(limits[name] for name in ("amount", "per_seconds", "burst")), *limits["cost"].values()]
-    if not all(math.isfinite(number) for number in numbers):
-        yield "limits: every number must be finite"
-    elif limits["amount"] / limits["per_seconds"] / limits["cost"]["page"] > MAX_PAGES_PER_SECOND:
-        yield f"limits: more than {MAX_PAGES_PER_SECOND} pages a second, which no exchange allows"
-
-
-def _fields_read_twice(fields: dict[str, Any]) -> Iterator[str]:
-    """A price that is read as the quantity too would pass every other check."""
-    sources = [field["from"] for field in fields.values()]
-    for name in sorted({s for s in sources if sources.count(s) > 1}):
-        yield f"fields: {name!r} is read twice"
-
-
-def _explain(error: Any) -> str:
-    where = "/".join(str(p) for p in error.absolute_path) or "(top)"
-    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
-        known = list(error.schema.get("properties", {}))
-        unknown = [k for k in error.instance if k not in known]
-        near = [difflib.get_close_matches(k, known, n=1) for k in unknown]
-        hints = [f"{k!r}" + (f" (did you mean {n[0]!r}?)" if n else "") for k, n in zip(unknown, near, strict=True)]
-        return f"{where}: unknown key {', '.join(hints)}"
-    return f"{where}: {error.message[:200]}"
+    return _typed(read_document(text, origin))
 
 
 def _typed(doc: dict[str, Any]) -> Mapping:
-    products, requests, limits, fields = doc["products"], doc["requests"], doc["limits"], doc["fields"]
+    errors = doc.get("errors")
     return Mapping(
         exchange=doc["exchange"],
         name=doc["name"],
+        sources=tuple(doc["sources"]),
         base_url=doc["base_url"].rstrip("/"),
+        assets=doc.get("assets", {}),
         symbol=doc["symbol"],
-        products=Products(
-            **{
-                **products,
-                "online": tuple(products["online"]),
-                "delisted": tuple(products.get("delisted", ())),
-                "disabled": products.get("disabled"),
-            }
-        ),
-        requests=Requests(
-            path=requests["path"],
-            query=requests.get("query", {}),
-            rows=requests["rows"],
-            page_size=requests["page_size"],
-            size_parameter=requests["size_parameter"],
-            cursor=Cursor(**requests["cursor"]),
-            settle_seconds=requests["settle_seconds"],
-            unknown_product_status=tuple(requests["unknown_product_status"]),
-            unknown_product_code=requests.get("unknown_product_code"),
-        ),
-        limits=Limits(
-            amount=limits["amount"],
-            per_seconds=limits["per_seconds"],
-            burst=limits["burst"],
-            cost=limits["cost"],
-            slow_down_status=tuple(limits["slow_down_status"]),
-        ),
-        fields=Fields(
-            trade_id=fields["trade_id"]["from"],
-            price=fields["price"]["from"],
-            quantity=fields["quantity"]["from"],
-            trade_ts=fields["trade_ts"]["from"],
-            ts_type=fields["trade_ts"]["type"],
-            ts_unit=fields["trade_ts"].get("unit"),
-            side=fields["side"]["from"],
-            side_values=fields["side"]["values"],
-        ),
+        symbol_long=doc.get("symbol_long"),
+        symbol_case=doc.get("symbol_case", "upper"),
+        products=_products(doc["products"]),
+        requests=_requests(doc["requests"]),
+        errors=Errors(errors["at"], **{k: tuple(v) for k, v in errors.items() if k != "at"}) if errors else None,
+        limits=Limits(**{**doc["limits"], "slow_down_status": tuple(doc["limits"]["slow_down_status"])}),
+        fields=_fields(doc["fields"]),
         on_new_field=doc["contract"]["on_new_field"],
         quarantine_max_share=doc["contract"]["quarantine_max_share"],
+        archive=_archive(doc["archive"]) if "archive" in doc else None,
     )
+
+
+def _products(spec: dict[str, Any]) -> Products:
+    return Products(
+        path=spec["path"],
+        query=spec.get("query", {}),
+        rows=spec["rows"],
+        base=spec.get("base"),
+        quote=spec.get("quote"),
+        pair=_pair(spec["pair"]) if "pair" in spec else None,
+        symbol=spec["symbol"],
+        status=spec.get("status"),
+        online=tuple(spec.get("online", ())),
+        delisted=tuple(spec.get("delisted", ())),
+        disabled=spec.get("disabled"),
+        only=spec.get("only", {}),
+        example=spec["example"],
+    )
+
+
+def _pair(spec: dict[str, Any]) -> Pair:
+    return Pair(spec["from"], spec.get("separator"), tuple(spec.get("quotes", ())), spec.get("named", {}))
+
+
+def _requests(spec: dict[str, Any]) -> Requests:
+    return Requests(
+        path=spec["path"],
+        query=spec.get("query", {}),
+        rows=spec["rows"],
+        page=Page(**{**spec["page"], "windows": tuple(Window(**w) for w in spec["page"].get("windows", ()))}),
+        page_size=spec["page_size"],
+        size_parameter=spec.get("size_parameter"),
+        ids=spec["ids"],
+        settle_seconds=spec["settle_seconds"],
+        unknown_product_status=tuple(spec.get("unknown_product_status", ())),
+        example=spec["example"],
+    )
+
+
+def _fields(spec: dict[str, Any]) -> Fields:
+    time = spec["trade_ts"]
+    return Fields(
+        trade_id=spec["trade_id"]["from"],
+        id_type=spec["trade_id"]["type"],
+        price=spec["price"]["from"],
+        quantity=spec["quantity"]["from"],
+        ignore_sign=spec["quantity"].get("sign") == "ignore",
+        trade_ts=time["from"],
+        ts_type=time["type"],
+        ts_unit=time.get("unit"),
+        tick_ns=NS[time.get("precision") or time.get("unit") or "us"],
+        side=spec["side"]["from"],
+        side_values=spec["side"].get("values", {}),
+        side_by_sign=spec["side"].get("sign", {}),
+    )
+
+
+def _archive(spec: dict[str, Any]) -> Archive:
+    return Archive(**{**spec, "trade_ts_units": tuple(spec.get("trade_ts_units", ()))})
 
 
 def mappings_dir() -> Path:

@@ -10,9 +10,10 @@ import random
 from collections.abc import Callable
 from typing import TypeVar
 
+from schemahub.answers import Row
 from schemahub.breaker import Breaker
 from schemahub.errors import RateLimited
-from schemahub.exchanges import Exchange, Product, Row
+from schemahub.exchanges import Exchange, Product
 from schemahub.runtime import Deps
 from schemahub.streams import Stream
 from schemahub.throttle import Bucket, SharedBucket, Throttle

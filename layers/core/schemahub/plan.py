@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from schemahub.answers import Row
 from schemahub.errors import BadStateInput, EmptyPage, HeadBehindWatermark, MalformedResponse
-from schemahub.exchanges import Row
 from schemahub.streams import Chunk, Stream
 
 MAX_CHUNKS = 5_000
@@ -48,14 +48,14 @@ def head_of(rows: Sequence[Row], stream: Stream, now_us: int, settle_seconds: fl
     before_us = now_us - int(settle_seconds * 1e6)
     absurd_us = now_us + int(FUTURE_S * 1e6)
     # A young trade may have got a lower id than an older one: everything from the first young id on has to wait.
-    young = [row.id for row in rows if before_us < (row.ts_us or 0) <= absurd_us]
-    newest = max(row.id for row in rows)
+    young = [row.position for row in rows if before_us < (row.ts_us or 0) <= absurd_us]
+    newest = max(row.position for row in rows)
     return Head(min(young) - 1 if young else newest, newest)
 
 
 def check_times(rows: Sequence[Row], stream: Stream) -> None:
     """Raises MalformedResponse when the time of a row cannot be read: no plan is made on guesses."""
-    unreadable = [row.id for row in rows if row.ts_us is None]
+    unreadable = [row.position for row in rows if row.ts_us is None]
     if unreadable:
         raise MalformedResponse(f"the time of trade {unreadable[0]} cannot be read", stream=stream)
 
@@ -118,24 +118,26 @@ def cold_start(
         probe: the trade at a position or its nearest neighbour (above on an ascending exchange, below on a descending
             one), None where there is nothing.
     """
-    oldest, newest = min(page, key=lambda r: r.id), max(page, key=lambda r: r.id)
-    if (oldest.ts_us or 0) < target_us or oldest.id <= floor:
-        return min(row.id for row in page if (row.id > floor and (row.ts_us or 0) >= target_us) or row is newest)
-    per_us = (newest.id - oldest.id) / max(1, (newest.ts_us or 0) - (oldest.ts_us or 0))
+    oldest, newest = min(page, key=lambda r: r.position), max(page, key=lambda r: r.position)
+    if (oldest.ts_us or 0) < target_us or oldest.position <= floor:
+        return min(
+            row.position for row in page if (row.position > floor and (row.ts_us or 0) >= target_us) or row is newest
+        )
+    per_us = (newest.position - oldest.position) / max(1, (newest.ts_us or 0) - (oldest.ts_us or 0))
     # The trade looked for is `good` or lies in (below, top): nothing lies from `top` to `good`.
-    good, top, below, below_us = oldest, oldest.id, floor, None
+    good, top, below, below_us = oldest, oldest.position, floor, None
     for attempt in range(MAX_PROBES):
         if top - below <= (1 if below_us is None else max(1, page_size // 20)):
             break
         at = _guess(good, top, below, below_us, target_us, per_us, attempt)
         row = probe(at)
-        if row is None or row.id <= below:
+        if row is None or row.position <= below:
             below = at
         elif (row.ts_us or 0) < target_us:
-            below, below_us = max(at, row.id), row.ts_us or 0
+            below, below_us = max(at, row.position), row.ts_us or 0
         else:
-            good, top = min(good, row, key=lambda r: r.id), min(at, row.id)
-    return good.id
+            good, top = min(good, row, key=lambda r: r.position), min(at, row.position)
+    return good.position
 
 
 def _guess(good: Row, top: int, below: int, below_us: int | None, target_us: int, per_us: float, attempt: int) -> int:
@@ -145,9 +147,9 @@ def _guess(good: Row, top: int, below: int, below_us: int | None, target_us: int
     if attempt % 3 == 2 or (below_us is None and attempt > 2):
         return (low + high) // 2
     if below_us is None:
-        guess = good.id - int(ahead_us * per_us * 1.02) - 1
+        guess = good.position - int(ahead_us * per_us * 1.02) - 1
     else:
-        guess = below + int((target_us - below_us) / max(1, (good.ts_us or 0) - below_us) * (good.id - below))
+        guess = below + int((target_us - below_us) / max(1, (good.ts_us or 0) - below_us) * (good.position - below))
     return min(high, max(low, guess))
 
 

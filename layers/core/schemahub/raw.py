@@ -53,6 +53,7 @@ def store(objects: ObjectStore, stream: Stream, fetched: Fetched) -> RawObject:
         count,
         hashlib.sha256(content).hexdigest(),
         fetched.absent,
+        fetched.counted,
     )
     raw.check()
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
@@ -83,6 +84,7 @@ def _metadata(raw: RawObject) -> dict[str, str]:
         "count": str(raw.count),
         "sha256": raw.sha256,
         "absent": json.dumps([list(a) for a in raw.absent], separators=(",", ":")),
+        **({} if raw.counted else {"counted": "false"}),
     }
 
 
@@ -110,6 +112,7 @@ def describe(objects: ObjectStore, key: str) -> RawObject | None:
             int(meta["count"]),
             meta["sha256"],
             tuple(Absent(int(a), int(b), kind) for a, b, kind in json.loads(meta["absent"])),
+            meta.get("counted") != "false",
         )
     except (ValueError, TypeError, RecursionError) as error:
         raise CorruptState(f"the metadata of {key} cannot be read: {error}") from error

@@ -21,11 +21,12 @@ from schemahub.errors import (
     ResponseInterrupted,
     UnknownProduct,
 )
-from schemahub.fetch import Fetched, fetch_chunk
+from schemahub.fetch import Fetched
 from schemahub.holes import HALT_S, Hole, Look, after_look, committed_holes, neighbours, pace, with_fills
 from schemahub.locks import Lease, Renewer
 from schemahub.mappings import load_mapping
 from schemahub.pacing import PacedExchange
+from schemahub.paging import paging_of
 from schemahub.runtime import Deps
 from schemahub.streams import Chunk, Interval, Segment, Stream, gaps
 
@@ -142,7 +143,7 @@ def _look(deps: Deps, hole: Hole, tick: Callable[[], None]) -> tuple[Look, list[
     if times[around[1]] - times[around[0]] >= HALT_S * 1e6:
         # Was it quiet, or is it always? The trades before the hole tell.
         page = PacedExchange.of(deps, hole.stream.exchange).page(hole.stream, max(1, around[0] - PACE_IDS), around[0])
-        times |= {row.id: row.ts_us for row in page if row.ts_us is not None and row.id <= around[0]}
+        times |= {row.position: row.ts_us for row in page if row.ts_us is not None and row.position <= around[0]}
     return Look(came, True, "", *pace(times, around)), found
 
 
@@ -151,19 +152,10 @@ def _ask(deps: Deps, stream: Stream, chunk: Chunk, tick: Callable[[], None]) -> 
 
     A person may be waiting: what the state machine's Retry does for a run is done here, briefly.
     """
-    requests = load_mapping(stream.exchange).requests
-    source = PacedExchange.of(deps, stream.exchange)
+    paging, source = paging_of(load_mapping(stream.exchange)), PacedExchange.of(deps, stream.exchange)
     for tries_left in reversed(range(LOOK_TRIES)):
         try:
-            return fetch_chunk(
-                source,
-                stream,
-                chunk,
-                page_size=requests.page_size,
-                descending=requests.cursor.descending,
-                pause=deps.clock.sleep,
-                tick=tick,
-            )
+            return paging.fetch(source, stream, chunk, deps.clock, tick)
         except PASSING:
             if not tries_left:
                 raise
@@ -173,6 +165,8 @@ def _ask(deps: Deps, stream: Stream, chunk: Chunk, tick: Callable[[], None]) -> 
 
 def _runs(fetched: Fetched) -> list[Fetched]:
     """What came, cut where ids are still missing: a fill has no holes."""
+    if not fetched.counted:
+        return [] if fetched.absent else [fetched]
     missing = [(a.first, a.last) for a in fetched.absent]
     parts = gaps(missing, (fetched.chunk.first, fetched.chunk.last))
     texts = iter(fetched.texts)

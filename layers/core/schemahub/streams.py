@@ -150,9 +150,11 @@ class RawObject:
     count: int
     sha256: str
     absent: tuple[Absent, ...] = ()
+    counted: bool = True
+    """Each position of the range is a trade or named absent; not so where positions are times or sparse ids."""
 
     def check(self) -> None:
-        """Count and holes must explain every position of the range.
+        """Count and holes must explain every position of a counted range.
 
         Raises:
             CorruptState: they do not, or a hole is none.
@@ -163,7 +165,7 @@ class RawObject:
                 raise CorruptState(f"{self.key} names an impossible hole: {tuple(hole)}", span=(self.first, self.last))
             at = hole.last
         missing = sum(a.last - a.first + 1 for a in self.absent)
-        if self.count + missing != self.last - self.first + 1:
+        if self.counted and self.count + missing != self.last - self.first + 1:
             raise CorruptState(
                 f"{self.key} holds {self.count} rows and {missing} absent ids, which do not fill the range",
                 span=(self.first, self.last),
@@ -186,6 +188,8 @@ class Segment:
     commit_id: str
     committed_at: int
     """Milliseconds since the epoch; it becomes ``ingest_ts``, so that a replayed transform writes the same bytes."""
+    counted: bool = True
+    """See ``RawObject.counted``."""
     published_in: str | None = field(default=None, compare=False)
 
     @property
@@ -205,6 +209,7 @@ class Segment:
             "run_id": self.run_id,
             "commit_id": self.commit_id,
             "committed_at": self.committed_at,
+            **({} if self.counted else {"counted": False}),
         }
 
     @classmethod
@@ -223,6 +228,7 @@ class Segment:
                 source=_text(value["source"], "source"),
                 run_id=_text(value["run_id"], "run_id"),
                 commit_id=_text(value["commit_id"], "commit_id"),
+                counted=value.get("counted", True) is not False,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise BadStateInput(f"{str(value)[:80]!r} is not a segment: {error!r}") from error
@@ -236,7 +242,7 @@ class Segment:
                 raise CorruptState(f"{name} of a segment is not text", stream=self.stream, span=self.interval)
         if not self.raw_key.startswith(self.stream.raw_prefix):
             raise CorruptState(f"raw_key {self.raw_key[:200]} is another's", stream=self.stream, span=self.interval)
-        RawObject(self.raw_key, self.first, self.last, self.count, self.sha256, self.absent).check()
+        RawObject(self.raw_key, self.first, self.last, self.count, self.sha256, self.absent, self.counted).check()
 
 
 _SEGMENT_TEXTS = ("raw_key", "sha256", "source", "run_id", "commit_id")

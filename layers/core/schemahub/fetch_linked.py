@@ -1,0 +1,197 @@
+"""Fetching a chunk where counting proves nothing: positions are times, or ids that skip numbers.
+
+What proves a chunk is that its answers are linked. Each question begins at a trade that the answer before it ended with
+(inclusively), the first one at the watermark's trade, and that trade must come back: so an exchange that skips, prunes
+its history, ignores the cursor or serves from a stale node cannot pass. Trades may share a time, so a full answer may
+cut the group of its last time: a group counts only when an answer shows it whole, which goes on behind it or ends there
+without being full; what was seen of a cut group must be in the whole one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from schemahub.answers import Row
+from schemahub.errors import EmptyPage, IncompletePage, PageConflict, TieOverflow
+from schemahub.fetch import SECOND_LOOK_AFTER_S, Fetched
+from schemahub.streams import Absent, Chunk, Interval, Stream
+
+
+class PageSource(Protocol):
+    """One request for rows of ``[first, last]``, paced; see ``exchanges.Exchange.page``."""
+
+    def page(self, stream: Stream, first: int, last: int, *, pages_left: int) -> list[Row]: ...
+
+
+def fetch_linked(
+    source: PageSource,
+    stream: Stream,
+    chunk: Chunk,
+    *,
+    page_size: int,
+    descending: bool,
+    unit: int,
+    ties: bool,
+    link: int | None = None,
+    pause: Callable[[float], None],
+    tick: Callable[[], None] = lambda: None,
+) -> Fetched:
+    """All rows of ``chunk``, complete or an error.
+
+    Args:
+        unit: nanoseconds of the exchange's finest unit of time (the chunk ends with one), 1 where positions are ids.
+        ties: positions are times, which trades may share.
+        link: where the trades before an ascending chunk lie, if that is known: one of them must be shown too.
+        pause: sleeps for seconds before a second look.
+        tick: called after each answer (lease renewal).
+
+    Raises:
+        EmptyPage: an answer without rows, although trades lie at both ends of the chunk or behind them.
+        IncompletePage: the answers are not linked, or end before the chunk does.
+        PageConflict: a trade came twice with different contents.
+        TieOverflow: more trades at one time than an answer holds.
+    """
+    walk = _Walk(source, stream, chunk, page_size, -1 if descending else 1, tick)
+    at, end = walk.along(chunk.first, chunk.last)
+    within = end - (unit - 1) * walk.sign
+    if link is not None and not descending:
+        at = link
+    while True:
+        last, full = walk.ask(at)
+        if at == link and min(walk.groups) >= chunk.first:
+            raise IncompletePage(
+                "the answer does not begin with the trade at the watermark: history was pruned, or it skips",
+                stream=stream,
+                span=(at, chunk.last),
+            )
+        if walk.is_before(end, last):
+            break
+        if not walk.is_before(last, within) and not (full and ties):
+            # Nothing behind it proves this group whole, so it must look the same a little later.
+            pause(SECOND_LOOK_AFTER_S)
+            walk.ask(last)
+            break
+        if last == at and full:
+            raise TieOverflow(f"{page_size} trades at one time fill a whole answer", stream=stream, span=(at, at))
+        if last == at:
+            raise IncompletePage("the answers end before the chunk does", stream=stream, span=(chunk.first, chunk.last))
+        at = last
+    return walk.result()
+
+
+def fetch_newest(
+    source: PageSource, stream: Stream, chunk: Chunk, *, window_from: int | None, tick: Callable[[], None]
+) -> Fetched:
+    """The rows of ``chunk`` from an exchange that shows its newest trades only.
+
+    An answer that does not reach back to a trade before the chunk (nor, where it promises all since ``window_from``, to
+    the chunk's beginning) has lost trades for good: their range is recorded as ``lost``, never passed over in silence.
+
+    Raises:
+        EmptyPage, IncompletePage: no trades, or only older ones. PageConflict: one trade with two contents.
+    """
+    walk = _Walk(source, stream, chunk, 0, 1, tick)
+    oldest, newest = walk.look()
+    if newest < chunk.first:
+        raise IncompletePage(
+            "the newest trades are older than the chunk", stream=stream, span=(chunk.first, chunk.last)
+        )
+    if oldest < chunk.first or (window_from is not None and window_from <= chunk.first):
+        return walk.result()
+    # The answer's oldest group may be cut. Its trades belong to the hole, so that a file of the exchange can fill it
+    # without a duplicate.
+    whole_from = oldest + 1 if window_from is None else window_from
+    return walk.result(Absent(chunk.first, min(whole_from - 1, chunk.last), "lost"))
+
+
+@dataclass
+class _Walk:
+    """What has come so far. ``sign`` is the direction of travel: 1 towards newer trades, -1 towards older ones."""
+
+    source: PageSource
+    stream: Stream
+    chunk: Chunk
+    page_size: int
+    sign: int
+    tick: Callable[[], None]
+    groups: dict[int, dict[str, str]] = field(default_factory=dict)
+    """Texts by trade id of each position that was shown; the last group of a full answer may still be cut."""
+    requests: int = 0
+    repeated: int = 0
+    outside: int = 0
+
+    def ask(self, at: int) -> tuple[int, bool]:
+        """Keep what the answer from ``at`` on shows; (its last position in the direction of travel, was it full)."""
+        first, last = self.along(at, self.chunk.last if self.sign > 0 else self.chunk.first)
+        page = self._page(first, last)
+        rows = [row for row in page if not self.is_before(row.position, at)]
+        if not rows:
+            raise IncompletePage(
+                "the answer holds only trades that nobody asked for", stream=self.stream, span=(first, last)
+            )
+        shown = self._groups_of(rows)
+        self.outside += len(page) - len(rows)
+        self._link(at, shown)
+        return max(shown, key=lambda position: position * self.sign), len(page) >= self.page_size
+
+    def look(self) -> tuple[int, int]:
+        """Keep what the newest answer shows; the positions of its oldest and its newest trade."""
+        shown = self._groups_of(self._page(self.chunk.first, self.chunk.last))
+        self.groups.update(shown)
+        return min(shown), max(shown)
+
+    def _page(self, first: int, last: int) -> list[Row]:
+        page = self.source.page(self.stream, first, last, pages_left=1)
+        self.requests += 1
+        self.tick()
+        if not page:
+            raise EmptyPage("status 200 and no rows", stream=self.stream, span=(first, last))
+        return page
+
+    def _groups_of(self, rows: Sequence[Row]) -> dict[int, dict[str, str]]:
+        groups: dict[int, dict[str, str]] = {}
+        for row in rows:
+            group = groups.setdefault(row.position, {})
+            self.repeated += row.trade_id in group
+            if group.setdefault(row.trade_id, row.text) != row.text:
+                raise self._conflict(row.trade_id, row.position)
+        return groups
+
+    def _link(self, at: int, shown: dict[int, dict[str, str]]) -> None:
+        """Take the groups of an answer; the one it begins with must hold all that was seen of it before."""
+        seen, now = self.groups.get(at, {}), shown.get(at, {})
+        for trade_id, text in seen.items():
+            if trade_id not in now:
+                raise IncompletePage(
+                    "the answer does not begin with the trades that the one before it ended with",
+                    stream=self.stream,
+                    span=(at, at),
+                )
+            if now[trade_id] != text:
+                raise self._conflict(trade_id, at)
+        self.repeated += len(seen)
+        self.groups.update(shown)
+
+    def _conflict(self, trade_id: str, position: int) -> PageConflict:
+        return PageConflict(
+            f"two different trades have the id {trade_id[:64]}", stream=self.stream, span=(position, position)
+        )
+
+    def result(self, lost: Absent | None = None) -> Fetched:
+        """The rows of the chunk by position; those of one time by number, so that every look writes the same bytes."""
+        first = lost.last + 1 if lost else self.chunk.first
+        inside = [at for at in sorted(self.groups) if first <= at <= self.chunk.last]
+        beyond = sum(len(group) for at, group in self.groups.items()) - sum(len(self.groups[at]) for at in inside)
+        texts = tuple(self.groups[at][i] for at in inside for i in sorted(self.groups[at], key=lambda i: (len(i), i)))
+        absent = (lost,) if lost else ()
+        return Fetched(self.chunk, texts, absent, self.requests, self.repeated, self.outside + beyond, counted=False)
+
+    def is_before(self, one: int, other: int) -> bool:
+        """Whether ``one`` comes before ``other`` in the direction of travel."""
+        return (other - one) * self.sign > 0
+
+    def along(self, first: int, last: int) -> Interval:
+        """The two ends in the direction of travel."""
+        return Interval(first, last) if self.sign > 0 else Interval(last, first)

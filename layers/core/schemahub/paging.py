@@ -1,0 +1,140 @@
+"""How the streams of an exchange are planned and fetched: by counting ids, or by answers that are linked.
+
+The mapping decides: where ids are dense, counting them proves a range; everywhere else (sparse ids, times, an exchange
+that shows its newest trades only) the links between answers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from schemahub import plan, plan_linked
+from schemahub.answers import Row
+from schemahub.clock import Clock
+from schemahub.fetch import Fetched, fetch_chunk
+from schemahub.fetch_linked import fetch_linked, fetch_newest
+from schemahub.mappings import NS, Mapping
+from schemahub.pacing import PacedExchange
+from schemahub.plan import Head
+from schemahub.streams import Chunk, Stream
+
+NO_LIMIT = 2**62
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """How far back a first run goes."""
+
+    target_us: int
+    most_trades: int
+
+
+class DenseIds:
+    """Positions are ids, and every number belongs to a trade or to a hole that is classed."""
+
+    counted = True
+    most_ahead = plan.MAX_JUMP
+
+    def __init__(self, mapping: Mapping) -> None:
+        self.mapping = mapping
+
+    def head(self, page: Sequence[Row], stream: Stream, now_us: int) -> Head:
+        """The head of a stream by its newest answer."""
+        return plan.head_of(page, stream, now_us, self.mapping.requests.settle_seconds)
+
+    def chunk_size(self, page: Sequence[Row], pages: int) -> int:
+        """Positions of a chunk of so many answers."""
+        return self.mapping.requests.page_size * pages
+
+    def most_positions(self, pages: int) -> int:
+        """More than any plan puts into a chunk of at most so many answers."""
+        return self.mapping.requests.page_size * pages
+
+    def first(self, exchange: PacedExchange, stream: Stream, page: Sequence[Row], start: ColdStart) -> int:
+        """Where a first run begins; asks the exchange for single trades."""
+        floor = max(0, max(row.position for row in page) - start.most_trades)
+        return plan.cold_start(page, floor, start.target_us, self.mapping.requests.page_size, _probe(exchange, stream))
+
+    def fetch(
+        self, exchange: PacedExchange, stream: Stream, chunk: Chunk, clock: Clock, tick: Callable[[], None],
+        *, link: int | None = None, young_us: int | None = None,
+    ) -> Fetched:  # fmt: skip
+        """Every trade of a chunk, complete or an error; see ``fetch.fetch_chunk``."""
+        spec = self.mapping.requests
+        return fetch_chunk(
+            exchange, stream, chunk, page_size=spec.page_size, descending=spec.page.descending,
+            pause=clock.sleep, tick=tick, young_us=young_us,
+        )  # fmt: skip
+
+
+class Linked:
+    """Positions are times, or ids that skip numbers: answers are linked, and a range says nothing of its count."""
+
+    counted = False
+
+    def __init__(self, mapping: Mapping) -> None:
+        self.mapping = mapping
+        self.step = plan_linked.step_of(mapping.fields.tick_ns, mapping.by_time)
+        self.most_ahead = NO_LIMIT
+
+    def head(self, page: Sequence[Row], stream: Stream, now_us: int) -> Head:
+        """The newest settled trade that has another behind it."""
+        return plan_linked.linked_head(page, stream, now_us, self.mapping.requests.settle_seconds, self.step)
+
+    def chunk_size(self, page: Sequence[Row], pages: int) -> int:
+        """Positions of a chunk of about so many answers; without paging all is one chunk."""
+        spec = self.mapping.requests
+        if spec.page.asks == "newest":
+            return NO_LIMIT
+        return plan_linked.chunk_size(page, spec.page_size * pages, self.step)
+
+    def most_positions(self, pages: int) -> int:
+        """Time has no number of trades: any range may be quiet."""
+        return NO_LIMIT
+
+    def first(self, exchange: PacedExchange, stream: Stream, page: Sequence[Row], start: ColdStart) -> int:
+        """Where a first run begins."""
+        spec = self.mapping.requests
+        if spec.page.asks == "newest":
+            if spec.page.windows:
+                page = exchange.page(stream, start.target_us * 1000, start.target_us * 1000, kind="head")
+            return plan_linked.cold_start_newest(page, start.target_us, self.step, bool(spec.page.windows))
+        if self.mapping.by_time:
+            return plan_linked.cold_start_by_time(page, start.target_us, start.most_trades, self.step)
+        floor = max(0, max(row.position for row in page) - int(plan_linked.pace(page) * start.most_trades))
+        return plan.cold_start(page, floor, start.target_us, spec.page_size, _probe(exchange, stream))
+
+    def fetch(
+        self, exchange: PacedExchange, stream: Stream, chunk: Chunk, clock: Clock, tick: Callable[[], None],
+        *, link: int | None = None, young_us: int | None = None,
+    ) -> Fetched:  # fmt: skip
+        """Every trade of a chunk; see ``fetch_linked``. ``link``: the watermark, if the chunk follows it."""
+        spec = self.mapping.requests
+        if spec.page.asks == "newest":
+            windows = spec.page.windows
+            since = int((clock.now_ms() / 1000 - windows[-1].seconds) * NS["s"]) if windows else None
+            return fetch_newest(exchange, stream, chunk, window_from=since, tick=tick)
+        trade_at = None if link is None else link - self.step + 1
+        return fetch_linked(
+            exchange, stream, chunk, page_size=spec.page_size, descending=spec.page.descending, unit=self.step,
+            ties=self.mapping.by_time, link=trade_at, pause=clock.sleep, tick=tick,
+        )  # fmt: skip
+
+
+def paging_of(mapping: Mapping) -> DenseIds | Linked:
+    """How the streams of this exchange are planned and fetched."""
+    return DenseIds(mapping) if mapping.requests.ids == "dense" and not mapping.by_time else Linked(mapping)
+
+
+def _probe(exchange: PacedExchange, stream: Stream) -> Callable[[int], Row | None]:
+    """Asks for the trade at a position, or its neighbour in the direction of paging."""
+
+    def probe(position: int) -> Row | None:
+        rows = exchange.page(stream, position, position, kind="head")
+        plan.check_times(rows, stream)
+        descending = exchange.exchange.mapping.requests.page.descending
+        near = [row for row in rows if (row.position <= position if descending else row.position >= position)]
+        return (max if descending else min)(near, key=lambda row: row.position, default=None)
+
+    return probe
