@@ -142,7 +142,10 @@ def _absent(row: Any, element: Element) -> str:
     if isinstance(row, str) or element_of(row, element) is not None:
         return ""
     if isinstance(row, dict):
-        near = difflib.get_close_matches(str(element), list(row), n=1)
+        near = [
+            *difflib.get_close_matches(str(element), list(row), n=1),
+            *(name for name in row if str(element) in name),
+        ]
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(row)}"
         return f"the example's row has no {element!r} ({hint})"
     return f"the example's row has no place {element} (it has {len(row)}, counted from 0)"
