@@ -9,7 +9,8 @@
     │   ├── BadStateInput         a payload of a state machine lacks or has too much
     │   ├── SchemaVersionMismatch a payload of another release: start a new execution
     │   ├── BadConfig             an environment variable or config/products.json is wrong
-    │   └── BadQuery              the SQL of a query is not accepted
+    │   ├── BadQuery              the SQL of a query is not accepted
+    │   └── BadCertificate        not a coverage certificate of this release
     ├── ExchangeError             the exchange's answer is not usable
     │   ├── ExchangeUnavailable   5xx, time-out, no connection: retried, counted by the breaker
     │   ├── RateLimited           429 or 418: everybody was slowed, retried
@@ -28,6 +29,7 @@
     │   └── LockLost              somebody else took it: this worker may write nothing more
     ├── StateError
     │   ├── MirrorAhead           S3 knows more than DynamoDB: a restored table, a human must look
+    │   ├── TableAhead            DynamoDB knows more than what is to be put back: nothing is lowered
     │   ├── CorruptState          an item lacks what it must have
     │   ├── RawConflict           the same range with other content: an alarm, never an overwrite
     │   ├── RawMissing            a committed segment's raw object is gone or does not match its hash
@@ -125,6 +127,10 @@ class BadQuery(BadInput):
     remedy = "Write one SELECT over the table `trades`; `schemahub query --help` shows examples."
 
 
+class BadCertificate(BadInput):
+    remedy = "Take the certificate as `schemahub verify` wrote it, from the lake's reports/certificates/."
+
+
 class ExchangeError(SchemaHubError):
     remedy = "It is retried; if it stays, look at the exchange's status page and redrive the execution."
 
@@ -199,6 +205,10 @@ class StateError(SchemaHubError):
 
 class MirrorAhead(StateError):
     remedy = "DynamoDB was probably restored from a backup. Compare the two and repair by hand before the next run."
+
+
+class TableAhead(StateError):
+    remedy = "A run committed meanwhile, or the mirror is older than the table. Stop all runs, then rebuild again."
 
 
 class CorruptState(StateError):

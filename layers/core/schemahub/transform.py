@@ -64,8 +64,8 @@ def transform_files(
     folder.mkdir(parents=True, exist_ok=True)
     segments = [segment for segment, _ in inputs]
     paths = [str(path) for _, path in inputs]
-    with _engine(folder, memory_limit, threads) as db:
-        _register_segments(db, inputs)
+    with open_engine(folder, memory_limit, threads) as db:
+        register_segments(db, inputs)
         if mapping.on_new_field == "fail":
             _refuse_new_fields(db, mapping, paths)
         db.execute(
@@ -82,7 +82,10 @@ def transform_files(
     return Transformed(tuple(written), sum(s.count for s in segments) - bad, bad, quarantine)
 
 
-def _engine(folder: Path, memory_limit: str, threads: int | None) -> duckdb.DuckDBPyConnection:
+def open_engine(
+    folder: Path, memory_limit: str = DEFAULT_MEMORY, threads: int | None = None
+) -> duckdb.DuckDBPyConnection:
+    """A DuckDB of its own that spills to ``folder`` beyond ``memory_limit``."""
     return duckdb.connect(
         config={
             "threads": threads or len(os.sched_getaffinity(0)),
@@ -95,7 +98,8 @@ def _engine(folder: Path, memory_limit: str, threads: int | None) -> duckdb.Duck
     )
 
 
-def _register_segments(db: duckdb.DuckDBPyConnection, inputs: Sequence[tuple[Segment, Path]]) -> None:
+def register_segments(db: duckdb.DuckDBPyConnection, inputs: Sequence[tuple[Segment, Path]]) -> None:
+    """The table ``segments`` that ``mapping_sql.transform_sql`` joins: number, range and time bound of each file."""
     table = pa.table(
         {
             "file": [str(path) for _, path in inputs],
