@@ -19,7 +19,7 @@ from schemahub.mappings import load_mapping
 from schemahub.objects import ObjectStore
 from schemahub.rebuild import mirrored_streams
 from schemahub.runtime import Deps
-from schemahub.streams import Interval, Segment, Stream, gaps, merge, runs
+from schemahub.streams import MAX_POSITION, Interval, Segment, Stream, gaps, merge, runs
 from schemahub.transform import verify_raw
 from schemahub.verify import (
     NOTHING,
@@ -110,6 +110,8 @@ def audit(
     lines, broken = _read_lines(deps, chosen, watch)
     later = load().published
     rows, general = _sum(lake, deep, streams, watch)
+    if lake.metadata is not None and not lake.registered:
+        general.append(Finding("table_unregistered", "", "the catalog has lost the table; its metadata is in S3"))
     for stream in chosen:
         if stream in broken:
             yield Verdict(stream, (broken[stream],))
@@ -121,8 +123,6 @@ def audit(
         if sign_off and not verdict.findings and not general and line.mark:
             verdict = replace(verdict, document=_certify(deps, lake, line, verdict, gone, sign_off))
         yield verdict
-    if lake.metadata is not None and not lake.registered:
-        general.append(Finding("table_unregistered", "", "the catalog has lost the table; its metadata is in S3"))
     known = {place_of(s) for s in chosen}
     if not streams:
         general += [
@@ -230,6 +230,7 @@ def _judge_rows(
     there: Sequence[Segment],
     aside: Sequence[tuple[int, int]] = (),
     may: Sequence[tuple[int, int]] = (),
+    within: tuple[int, int] = (0, MAX_POSITION),
 ) -> tuple[list[Finding], list[Interval]]:
     """Each id of ``there`` once, but for those ``aside``, which may be in the table or not; nothing else but ``may``.
 
@@ -243,7 +244,8 @@ def _judge_rows(
     present: list[Interval] = []
     db = lake.connect() if buckets else None
     for first, last in neighbours(buckets[:MAX_BUCKETS], BUCKETS_AT_ONCE):
-        span = Interval(bucket_span(first).first, bucket_span(last).last)
+        # A bucket reaches beyond the ids that were summed up.
+        span = Interval(max(bucket_span(first).first, within[0]), min(bucket_span(last).last, within[1]))
         counted = evidence.count_ids(db, stream, *span)
         found += judge_ids(stream, span, counted, must, allowed)
         present += runs(sorted(i for i, _ in counted))
@@ -313,12 +315,13 @@ def recheck(lake: Lake, chain: Sequence[Certificate], *, deep: bool = False, wat
         for gap in (g for part in parts for g in gaps(lake.published.get(published, ()), part)):
             found.append(Finding("published_lost", str(published), "certified, and not in the table any more", gap))
     assert line.mark is not None
-    rows, general = _sum(lake, deep, [stream], watch, (line.mark.low, line.mark.high))
+    span = (line.mark.low, line.mark.high)
+    rows, general = _sum(lake, deep, [stream], watch, span)
     found += general
     mine = (rows or {}).get(place_of(stream), Rows())
     if rows is not None:
         pending = held(s for s in line.all if s not in set(there))
-        wrong, gone = _judge_rows(lake, stream, mine, there, proved.quarantined, [*pending, *absent(line)])
+        wrong, gone = _judge_rows(lake, stream, mine, there, proved.quarantined, [*pending, *absent(line)], span)
         found += wrong + _judge_quarantine(stream, gone, sum(part.size for part in proved.quarantined))
         found += [_changed(stream, bucket) for bucket in evidence.changed(mine, content)] if deep else []
     counts = proved.document["counts"]
