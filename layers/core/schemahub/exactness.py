@@ -2,7 +2,8 @@
 
 Who reformats what: DuckDB reads a JSON *string* as it stands, but parses a JSON *number* and prints it again (``1.50``
 becomes ``1.5``, ``0.1000000000000000055`` becomes ``0.1``). Where a mapping asks for exact columns, objects that hold
-such numbers are therefore read by Python, which hands over the number's own characters.
+such numbers are therefore read by Python, which hands over the number's own characters (those of arrays are read by
+``mapping_sql.rows_sql``, which keeps them in any case).
 """
 
 # ruff: noqa: S608  names and paths are quoted by mapping_sql
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 import zstandard
 
 from schemahub.mapping_sql import ROLES, json_numbers_sql, rows_sql, transform_sql
-from schemahub.mappings import Mapping
+from schemahub.mappings import Element, Mapping
 from schemahub.table import DECIMAL_PRECISION, DECIMAL_SCALE
 
 LINES = 20_000
@@ -92,7 +93,7 @@ def _chunks(path: Path) -> Iterator[list[str]]:
             yield lines
 
 
-def _texts(line: str, names: Sequence[str]) -> list[str | None]:
+def _texts(line: str, names: Sequence[Element]) -> list[str | None]:
     try:
         row = json.loads(line, parse_float=str, parse_int=str)
     except (ValueError, RecursionError):
@@ -118,7 +119,7 @@ def count_inexact(db: duckdb.DuckDBPyConnection, mapping: Mapping, source: str) 
 def count_inexact_numbers(db: duckdb.DuckDBPyConnection, mapping: Mapping, paths: Sequence[str]) -> int:
     """The same for JSON numbers, whose own characters only the line has. Shorter than 16 of them, a double carries."""
     fields = mapping.fields
-    names = "|".join(re.escape(name) for name in (fields.price, fields.quantity))
+    names = "|".join(re.escape(str(name)) for name in (fields.price, fields.quantity))
     long = rf'"({names})"\s*:\s*"?([0-9.eE+-]{{16,}}|[0-9.]+[eE]-[0-9]{{3,}})'.replace("'", "''")
     rows = db.execute(
         f"SELECT line FROM ({transform_sql(mapping, rows_sql(mapping, paths, with_lines=True))}) "

@@ -24,7 +24,15 @@ from schemahub import exactness
 from schemahub.batches import Batch, DataFile, Manifest, manifest_key, quarantine_key
 from schemahub.datafiles import DayFiles, WrittenFile, statistics
 from schemahub.errors import CorruptState, QuarantineExceeded, RawMissing, UnmappedField
-from schemahub.mapping_sql import LATEST_AFTER_COMMIT_US, REASONS, SIDES, rows_sql, transform_sql
+from schemahub.mapping_sql import (
+    LATEST_AFTER_COMMIT_US,
+    REASONS,
+    SIDES,
+    reads_characters,
+    rows_sql,
+    transform_sql,
+    unsigned_sql,
+)
 from schemahub.mappings import Mapping
 from schemahub.objects import ObjectStore
 from schemahub.streams import TRADES, Segment
@@ -80,7 +88,7 @@ def transform_files(
         )
         bad, odd = _count(db, segments)
         files = DayFiles(folder, (*COLUMNS, *EXACT_COLUMNS[mapping.exact]))
-        ascending = _write_sorted(db, files, segments, mapping.exact)
+        ascending = _write_sorted(db, files, segments, mapping)
         if bad or not ascending:
             _refuse_duplicates(db, segments)
         quarantine = _quarantine(db, mapping, source, bad, folder) if bad else None
@@ -96,18 +104,19 @@ class _Source:
 
     def __init__(self, db: duckdb.DuckDBPyConnection, mapping: Mapping, paths: Sequence[str]) -> None:
         self.db, self.mapping, self.paths = db, mapping, paths
-        self.parsed = mapping.exact != "none" and exactness.holds_numbers(db, mapping, paths)
+        self.exact = reads_characters(mapping)
+        self.parsed = mapping.exact != "none" and not self.exact and exactness.holds_numbers(db, mapping, paths)
 
     def rows(self, *, with_lines: bool = False) -> str:
         """A FROM clause's query; good for one reading."""
         if not self.parsed:
             return rows_sql(self.mapping, self.paths, with_lines=with_lines)
         self.db.register("parsed", exactness.parsed_rows(self.mapping, self.paths))
-        return "SELECT * FROM parsed"
+        return unsigned_sql(self.mapping, "SELECT * FROM parsed")
 
     def inexact(self, odd: int) -> int:
         """Prices and quantities of good rows that a double cannot carry; ``odd`` rows may have some."""
-        if not self.parsed and exactness.sends_numbers(self.mapping, map(Path, self.paths)):
+        if not (self.parsed or self.exact) and exactness.sends_numbers(self.mapping, map(Path, self.paths)):
             return exactness.count_inexact_numbers(self.db, self.mapping, self.paths)
         return exactness.count_inexact(self.db, self.mapping, self.rows()) if odd else 0
 
@@ -146,10 +155,11 @@ def register_segments(db: duckdb.DuckDBPyConnection, inputs: Sequence[tuple[Segm
 
 def _refuse_new_fields(db: duckdb.DuckDBPyConnection, mapping: Mapping, paths: Sequence[str]) -> None:
     rows = db.execute(
-        "SELECT DISTINCT unnest(json_keys(CASE WHEN json_valid(line) THEN line END)) AS name "
+        "SELECT DISTINCT unnest(CASE WHEN NOT json_valid(line) THEN [] WHEN json_type(line) = 'ARRAY' "
+        "THEN range(json_array_length(line)::BIGINT)::VARCHAR[] ELSE json_keys(line) END) AS name "
         f"FROM ({rows_sql(mapping, paths, with_lines=True)}) ORDER BY name"
     ).fetchall()
-    new = [name for (name,) in rows if name not in mapping.fields.sources]
+    new = [name for (name,) in rows if name not in map(str, mapping.fields.sources)]
     if new:
         raise UnmappedField(f"{mapping.exchange} sends {', '.join(new)[:200]}, which its mapping does not name")
 
@@ -174,15 +184,18 @@ def _count(db: duckdb.DuckDBPyConnection, segments: Sequence[Segment]) -> tuple[
     return sum(bad for _, bad, _ in counted.values()), sum(odd for *_, odd in counted.values())
 
 
-def _write_sorted(db: duckdb.DuckDBPyConnection, files: DayFiles, segments: Sequence[Segment], exact: str) -> bool:
+def _write_sorted(
+    db: duckdb.DuckDBPyConnection, files: DayFiles, segments: Sequence[Segment], mapping: Mapping
+) -> bool:
     """Stream the good rows, sorted, into ``files``. True if the ids only ever grew, which proves them distinct."""
-    stream = segments[0].stream
+    stream, exact = segments[0].stream, mapping.exact
     committed = pa.array([s.committed_at * 1000 for s in segments], pa.timestamp("us", "UTC"))
+    numbers = mapping.fields.id_type == "integer"
     reader = db.execute(
         f"SELECT trade_us, id, price, quantity, side, segment{TEXTS if exact != 'none' else ''} "
-        "FROM mapped WHERE reason = 0 ORDER BY trade_us, id"
+        f"FROM mapped WHERE reason = 0 ORDER BY trade_us, {'id' if numbers else 'strlen(id), id'}"
     ).to_arrow_reader(BATCH_ROWS)
-    ascending, highest = True, -1
+    ascending, highest = numbers, -1
     for batch in reader:
         ids = batch.column("id")
         if ascending and len(batch):
