@@ -17,6 +17,7 @@ REPORT = ROOT / "docs" / "benchmarks.md"
 SECTIONS = (
     ("Transform, one core, zstd JSON lines to Parquet on disk", "transform", ("--rows", "200000", "--repeat", "1")),
     ("Query, DuckDB over the table's files on local disk", "query", ("--rows", "500000", "--repeat", "1")),
+    ("Verify, one core, one stream on local disk", "verify", ("--rows", "200000")),
     ("Shared token bucket under 16 threads", "throttle", ("--requests", "5")),
 )
 

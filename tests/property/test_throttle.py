@@ -59,8 +59,13 @@ class Worker:
     skew_us: int
 
 
-def run(exchange: str, seed: int, skews_ms: list[int], steps: int) -> tuple[Bucket, list[tuple[int, float, int]]]:
-    """Random traffic of several workers; each grant is (true time of its slot, cost, order of reservation)."""
+def run(
+    exchange: str, seed: int, skews_ms: list[int], steps: int, losses: float = 0.0
+) -> tuple[Bucket, list[tuple[int, float, int]]]:
+    """Random traffic of several workers; each grant is (true time of its slot, cost, order of reservation).
+
+    ``losses`` is how often the table is lost, each time while slots are out: then the bucket is begun again.
+    """
     rng = random.Random(seed)
     bucket = Bucket.of(load_mapping(exchange))
     granted: list[tuple[int, float, int]] = []
@@ -74,6 +79,10 @@ def run(exchange: str, seed: int, skews_ms: list[int], steps: int) -> tuple[Buck
             table.lose_next = rng.random() < 0.1
             if rng.random() < 0.03:
                 worker.shared.penalise(rng.random() * 3)
+            if rng.random() < losses:
+                tables.throttle.delete_item(Key={"exchange": exchange})
+                if any(at > worker.clock.now_ms() * 1000 for at, _, _ in granted):
+                    worker.shared.begin_again()
             outcome = worker.shared.reserve(costs, rng.choice([0, 1000, 60_000]))
             if isinstance(outcome, GoAt):
                 granted += [
@@ -91,6 +100,18 @@ def run(exchange: str, seed: int, skews_ms: list[int], steps: int) -> tuple[Buck
 @given(seed=st.integers(0, 2**32), workers=st.integers(1, 6))
 def test_in_any_window_the_granted_cost_is_at_most_burst_plus_rate_times_window(exchange, seed, workers):
     bucket, granted = run(exchange, seed, [0] * workers, 25)
+    assert_bounded(bucket, granted)
+
+
+@pytest.mark.parametrize("exchange", ["coinbase", "binance"])
+@QUICK
+@given(seed=st.integers(0, 2**32), workers=st.integers(1, 6))
+def test_the_bound_holds_although_the_table_is_lost_in_the_middle(exchange, seed, workers):
+    bucket, granted = run(exchange, seed, [0] * workers, 25, losses=0.2)
+    assert_bounded(bucket, granted)
+
+
+def assert_bounded(bucket: Bucket, granted: list[tuple[int, float, int]]) -> None:
     granted.sort()
     for i in range(len(granted)):
         total = 0

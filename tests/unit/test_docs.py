@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from samtranslator.yaml_helper import yaml_parse
 
-from schemahub import cost, errors
+from schemahub import cost, errors, verify
 from tests.unit.pages import ROOT, prose, rows_under, text_of
 
 DOCS = ROOT / "docs"
@@ -145,6 +145,10 @@ def test_the_table_of_errors_says_what_the_state_machines_retry() -> None:
     }
     rows = rows_under("docs/operations.md", "Named errors")
     assert {row[0] for row in rows if row[1] == "yes"} == retried & tree(errors.SchemaHubError)
+
+
+def test_every_finding_of_verify_has_a_row_with_its_remedy() -> None:
+    assert {row[0]: row[2] for row in rows_under("docs/operations.md", "Verify")} == verify.REMEDIES
 
 
 # --- cost -------------------------------------------------------------------------------------------------------

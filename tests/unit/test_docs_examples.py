@@ -1,4 +1,4 @@
-"""The examples of the documentation are executed: queries, the lines that rebuild a lost table."""
+"""The examples of the documentation are executed: queries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import datetime as dt
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -15,11 +14,8 @@ import pyarrow as pa
 import pytest
 from samtranslator.yaml_helper import yaml_parse
 
-from local.exchange_sim.server import running
 from schemahub import instruments_table, table
 from tests.unit.pages import ROOT, blocks, rows_under, text_of
-from tests.unit.test_ingest import FAST, Hurried
-from tests.unit.worlds import STREAM, make_world
 
 TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text())
 
@@ -133,30 +129,3 @@ def test_a_python_example_runs(library: str, published: None, monkeypatch: pytes
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert CHECKS[library](names)
-
-
-# --- lost state (docs/operations.md) ----------------------------------------------------------------------------
-
-
-def test_the_lines_that_rebuild_a_lost_table_run(
-    aws: boto3.Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from schemahub_cli import target
-
-    with running(FAST) as server:
-        world = make_world(aws, server.url, Hurried(), cold_start_trades=3_000)
-        world.ingest()
-    before = world.deps.ledger.watermark(STREAM), world.committed()
-    items = world.deps.ledger.table
-    for item in items.scan()["Items"]:
-        items.delete_item(Key={"stream": item["stream"], "item": item["item"]})
-    monkeypatch.setattr(target, "resolve", lambda stack: SimpleNamespace(deps=world.deps))
-    (code,) = (block for block in blocks("docs/operations.md", "python") if "rebuild" in block)
-    exec(compile(code, "operations.md", "exec"), {})
-    assert str(before[0].high) in capsys.readouterr().out  # type: ignore[union-attr]
-    assert world.committed() == []
-    exec(compile(code.replace(", dry_run=True", ""), "operations.md", "exec"), {})
-    restored = world.deps.ledger.watermark(STREAM)
-    assert restored is not None
-    assert (restored.low, restored.high) == (before[0].low, before[0].high)  # type: ignore[union-attr]
-    assert world.committed() == before[1]

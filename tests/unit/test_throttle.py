@@ -27,7 +27,11 @@ def clock():
 
 @pytest.fixture
 def tables(aws):
-    return open_tables(aws)
+    """Empty tables but for buckets that have been full for long."""
+    opened = open_tables(aws)
+    for name in ("coinbase", "binance", "another"):
+        opened.throttle.put_item(Item={"exchange": name, "tat_us": 1})
+    return opened
 
 
 @pytest.fixture
@@ -52,6 +56,24 @@ def test_after_idle_time_the_burst_goes_at_once_and_then_the_rate_holds_exactly(
     clock.advance(3600)
     waits = [offsets(shared.reserve([1], 10_000), clock)[0] for _ in range(7)]
     assert waits == [0] * 5 + [100, 200]
+
+
+def test_a_bucket_that_is_not_there_is_an_empty_one(shared, tables, clock):
+    shared.reserve([1] * 5, 0)
+    tables.throttle.delete_item(Key={"exchange": "coinbase"})
+    assert shared.reserve([1], 0) == Refused(100), "a second burst at once could break the limit"
+    assert offsets(shared.reserve([1] * 3, 10_000), clock) == [100, 200, 300]
+
+
+def test_a_bucket_that_begins_again_waits_for_the_slots_that_were_given_out_before(shared, tables, clock):
+    for batch in (50, 1):
+        while isinstance(granted := shared.reserve([1] * batch, 60_000), GoAt):
+            last = granted.times_us[-1]
+    tables.throttle.delete_item(Key={"exchange": "coinbase"})
+    assert shared.begin_again()
+    [first] = shared.reserve([1], 120_000).times_us
+    assert first == last + 100_000
+    assert not shared.begin_again(), "a bucket that is there is left alone"
 
 
 def test_a_batch_gets_the_slots_that_single_reservations_would_have_got(shared, tables, clock):

@@ -9,7 +9,8 @@
     │   ├── BadStateInput         a payload of a state machine lacks or has too much
     │   ├── SchemaVersionMismatch a payload of another release: start a new execution
     │   ├── BadConfig             an environment variable or config/products.json is wrong
-    │   └── BadQuery              the SQL of a query is not accepted
+    │   ├── BadQuery              the SQL of a query is not accepted
+    │   └── BadCertificate        not a coverage certificate of this release
     ├── ExchangeError             the exchange's answer is not usable
     │   ├── ExchangeUnavailable   5xx, time-out, no connection: retried, counted by the breaker
     │   ├── RateLimited           429 or 418: everybody was slowed, retried
@@ -29,6 +30,7 @@
     │   └── LockLost              somebody else took it: this worker may write nothing more
     ├── StateError
     │   ├── MirrorAhead           S3 knows more than DynamoDB: a restored table, a human must look
+    │   ├── TableAhead            DynamoDB knows more than what is to be put back: nothing is lowered
     │   ├── CorruptState          an item lacks what it must have
     │   ├── RawConflict           the same range with other content: an alarm, never an overwrite
     │   ├── RawMissing            a committed segment's raw object is gone or does not match its hash
@@ -42,7 +44,7 @@
     │   └── UnmappedField         a field that the contract says to fail on
     └── PublishError
         ├── CommitConflict        the table moved or the answer was lost: retried after a look
-        └── StaleBatch            a batch mixes published and unpublished segments: list again
+        └── StaleBatch            batch and table do not fit together any more: list again
 
 An error says which stream and range it is about, what happened, and what to do.
 """
@@ -126,6 +128,10 @@ class BadQuery(BadInput):
     remedy = "Write one SELECT over the table `trades`; `schemahub query --help` shows examples."
 
 
+class BadCertificate(BadInput):
+    remedy = "Take the certificate as `schemahub verify` wrote it, from the lake's reports/certificates/."
+
+
 class ExchangeError(SchemaHubError):
     remedy = "It is retried; if it stays, look at the exchange's status page and redrive the execution."
 
@@ -206,6 +212,10 @@ class MirrorAhead(StateError):
     remedy = "DynamoDB was probably restored from a backup. Compare the two and repair by hand before the next run."
 
 
+class TableAhead(StateError):
+    remedy = "A run committed meanwhile, or the mirror is older than the table. Stop all runs, then rebuild again."
+
+
 class CorruptState(StateError):
     remedy = "Compare the item with its mirror in S3 and repair it; the stream is halted until then."
 
@@ -259,4 +269,4 @@ class CommitConflict(PublishError):
 
 
 class StaleBatch(PublishError):
-    remedy = "Start the transform again: it lists what is still to be published."
+    remedy = "Start the transform (or the re-derivation) again: it looks anew at what there is to do."

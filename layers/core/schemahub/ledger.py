@@ -7,7 +7,7 @@ later is a segment of the stream's line ``…#fills``, which has no watermark.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -16,7 +16,7 @@ from boto3.dynamodb.conditions import Key
 from boto3.dynamodb.types import TypeSerializer
 from botocore.exceptions import ClientError
 
-from schemahub.errors import BadProductId, CorruptState
+from schemahub.errors import BadProductId, CorruptState, TableAhead
 from schemahub.holes import Hole, committed_holes
 from schemahub.locks import Lease, Locks
 from schemahub.streams import ABSENT_CLASSES, TRADES, Absent, Interval, Segment, Stream
@@ -150,19 +150,42 @@ class Ledger:
             }
         return {kind: {"TableName": self.table.name, **parts}}
 
-    def restore(self, stream: Stream, low: int, high: int, segments: Sequence[Segment], now_ms: int) -> None:
-        """Put back what a lost or older table held. Existing segments stay; the watermark comes last and only grows.
-
-        The fence begins again at 0, because the lock's own may have been lost with it.
-        """
-        for item in [*map(_item, segments), *map(_hole_item, committed_holes(segments))]:
+    def put_back(self, segments: Iterable[Segment], holes: Iterable[Hole]) -> None:
+        """Items that a lost or older table held; those that are there stay as they are."""
+        for item in [*map(_item, segments), *map(_hole_item, holes)]:
             self._put_new(item)
-        self.table.update_item(
-            Key={"stream": str(stream), "item": "watermark"},
-            UpdateExpression="SET low = :low, high = :high, fence = :zero, updated_at = :now",
-            ConditionExpression="attribute_not_exists(high) OR (high <= :high AND low >= :low)",
-            ExpressionAttributeValues={":low": low, ":high": high, ":zero": 0, ":now": now_ms},
-        )
+
+    def restore(
+        self,
+        stream: Stream,
+        low: int,
+        high: int,
+        segments: Sequence[Segment],
+        now_ms: int,
+        *,
+        fence: int = 0,
+        holes: Iterable[Hole] | None = None,
+    ) -> None:
+        """Put back what a lost or older table held. Existing items stay; the watermark comes last and only grows.
+
+        ``holes`` are those of the segments as they were committed, unless more is known. The fence begins again at 0
+        where the lock's own was lost with it: a smaller one than the watermark's could commit nothing.
+
+        Raises:
+            TableAhead: the watermark reaches further than ``low``..``high``.
+        """
+        self.put_back(segments, committed_holes(segments) if holes is None else holes)
+        try:
+            self.table.update_item(
+                Key={"stream": str(stream), "item": "watermark"},
+                UpdateExpression="SET low = :low, high = :high, fence = :fence, updated_at = :now",
+                ConditionExpression="attribute_not_exists(high) OR (high <= :high AND low >= :low)",
+                ExpressionAttributeValues={":low": low, ":high": high, ":fence": fence, ":now": now_ms},
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
+                raise
+            raise TableAhead("the watermark reaches further already", stream=stream, span=(low, high)) from error
 
     def mark_published(self, segments: Sequence[Segment], published_in: str) -> None:
         """Take segments out of the pending index, naming the snapshot. Repeating it changes nothing."""

@@ -232,6 +232,10 @@ class Locks:
         """Who holds the lock now, expired or not (for ``status``)."""
         return _check(read(self._table, {"lock_id": lock_id}), lock_id)
 
+    def fence(self, lock_id: str) -> int:
+        """The newest fence that was given out, held or not; 0 where the lock was never taken, or its item is lost."""
+        return whole(read(self._table, {"lock_id": lock_id}), "fence", 0)
+
     def condition_check(self, lease: Lease) -> dict[str, Any]:
         """The entry of ``TransactItems`` that makes a commit fail when the lease was taken.
 

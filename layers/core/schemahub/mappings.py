@@ -197,6 +197,9 @@ class Mapping:
     fields: Fields
     on_new_field: str
     quarantine_max_share: float
+    on_bad_row: str = "quarantine"
+    quarantine_max_rows: int | None = None
+    exact: str = "none"
     archive: Archive | None = None
 
     def symbol_of(self, product: str) -> str:
@@ -243,9 +246,8 @@ def _typed(doc: dict[str, Any]) -> Mapping:
         errors=Errors(errors["at"], **{k: tuple(v) for k, v in errors.items() if k != "at"}) if errors else None,
         limits=Limits(**{**doc["limits"], "slow_down_status": tuple(doc["limits"]["slow_down_status"])}),
         fields=_fields(doc["fields"]),
-        on_new_field=doc["contract"]["on_new_field"],
-        quarantine_max_share=doc["contract"]["quarantine_max_share"],
         archive=_archive(doc["archive"]) if "archive" in doc else None,
+        **doc["contract"],
     )
 
 

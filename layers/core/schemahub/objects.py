@@ -71,12 +71,17 @@ class ObjectStore:
 
     def list(self, prefix: str, start_after: str | None = None) -> Iterator[str]:
         """Keys below ``prefix`` in order, optionally only those after a key."""
+        for key, _ in self.sizes(prefix, start_after):
+            yield key
+
+    def sizes(self, prefix: str, start_after: str | None = None) -> Iterator[tuple[str, int]]:
+        """As ``list``, with the bytes of each object."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=prefix, **({"StartAfter": start_after} if start_after else {})
         )
         for page in pages:
             for entry in page.get("Contents", ()):
-                yield entry["Key"]
+                yield entry["Key"], int(entry["Size"])
 
     def put(self, key: str, body: bytes, metadata: dict[str, str] | None = None) -> None:
         """Write, replacing what was there: only for plans and reports, which are functions of their key."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,35 +19,86 @@ import duckdb
 
 from schemahub.errors import BadConfig, BadQuery
 from schemahub.streams import Stream
+from schemahub.table import COLUMNS
 
 EXTENSIONS = ("httpfs", "avro", "iceberg")
 _INTERVAL = re.compile(r"([1-9]\d{0,3})([smhd])")
 _UNITS = {"s": "second", "m": "minute", "h": "hour", "d": "day"}
 _SYMBOL = re.compile(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}")
 _EXCHANGE = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
+_DUCKDB_TYPES = {"string": "VARCHAR", "double": "DOUBLE", "timestamptz": "TIMESTAMPTZ"}
 _NOBODY = "('', '', 0)"
 
 
 def connect(
-    session: Any, table: Any = None, *, instruments: Any = None, threads: int | None = None
+    session: Any,
+    table: Any = None,
+    *,
+    instruments: Any = None,
+    snapshot: int | None = None,
+    threads: int | None = None,
 ) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection with the views ``trades`` and ``instruments``: the current snapshots of two PyIceberg tables.
 
-    A view whose table is not given is not there.
+    A view whose table is not given is not there. With ``snapshot``, ``trades`` is that older one.
 
     Endpoint, region and credentials are those of the boto3 session's S3 client, whatever chain they come from.
 
     Raises:
         BadConfig: no credentials, or DuckDB's extension packages are not installed.
     """
-    db = duckdb.connect(config={"autoinstall_known_extensions": False, **({"threads": threads} if threads else {})})
+    seen = {"trades": table, "instruments": instruments}
+    locations = {n: t.metadata_location for n, t in seen.items() if t is not None}
+    return _open_tables(session, locations, None, threads, snapshot)
+
+
+def open_view(
+    session: Any, location: str, memory_limit: str | None = None, *, threads: int | None = None
+) -> duckdb.DuckDBPyConnection:
+    """``trades`` of the table whose metadata file is at ``location``; beyond ``memory_limit`` DuckDB spills."""
+    return _open_tables(session, {"trades": location}, memory_limit, threads)
+
+
+def _open_tables(
+    session: Any,
+    locations: Mapping[str, str],
+    memory_limit: str | None,
+    threads: int | None,
+    snapshot: int | None = None,
+) -> duckdb.DuckDBPyConnection:
+    db = _open(memory_limit, threads)
     for name in EXTENSIONS:
         db.execute(f"LOAD {_text(str(_extension(name)))}")
-    db.execute("SET TimeZone = 'UTC'")
     db.execute(_secret_sql(session))
-    for view, seen in (("trades", table), ("instruments", instruments)):
-        if seen is not None:
-            db.execute(f"CREATE VIEW {view} AS SELECT * FROM iceberg_scan({_text(seen.metadata_location)})")  # noqa: S608
+    at = {"trades": f", snapshot_from_id = {int(snapshot)}"} if snapshot is not None else {}
+    return _with_views(db, {n: f"iceberg_scan({_text(where)}{at.get(n, '')})" for n, where in locations.items()})
+
+
+def open_files(paths: Sequence[str], memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
+    """A connection whose view ``trades`` is these Parquet files on this machine, without Iceberg or network."""
+    db = _open(memory_limit, None)
+    columns = ", ".join(f"NULL::{_DUCKDB_TYPES[c.kind]} AS {c.name}" for c in COLUMNS)
+    listed = f"[{', '.join(map(_text, paths))}]"
+    return _with_views(
+        db, {"trades": f"read_parquet({listed}, union_by_name = true)" if paths else f"(SELECT {columns} LIMIT 0)"}
+    )
+
+
+def _open(memory_limit: str | None, threads: int | None) -> duckdb.DuckDBPyConnection:
+    config: dict[str, Any] = {"autoinstall_known_extensions": False}
+    if threads:
+        config["threads"] = threads
+    if memory_limit:
+        config |= {"memory_limit": memory_limit, "temp_directory": tempfile.gettempdir(),
+                   "preserve_insertion_order": False}  # fmt: skip
+    db = duckdb.connect(config=config)
+    db.execute("SET TimeZone = 'UTC'")
+    return db
+
+
+def _with_views(db: duckdb.DuckDBPyConnection, sources: Mapping[str, str]) -> duckdb.DuckDBPyConnection:
+    for view, source in sources.items():
+        db.execute(f"CREATE VIEW {view} AS SELECT * FROM {source}")  # noqa: S608
     db.execute("SET lock_configuration = true")
     return db
 

@@ -13,6 +13,10 @@ I_j) >= slot_i + (I_i + … + I_j). And slot_j >= tat_j - tau. Hence I_i + … +
 divided by the interval of one unit of cost this is the claim. The workers' clocks do not appear in it: a wrong clock
 costs slots, never the limit (only the true moment of sending counts, see ``margin_us``). After an idle time ``burst``
 goes at once and then the rate holds exactly.
+
+A bucket that is not there counts as empty, not as full: its item may have been lost a moment after a burst, and a
+second burst in the same window could break the limit. With that the claim holds over the loss too, once the slots
+given out before it are past (``SharedBucket.begin_again``).
 """
 
 from __future__ import annotations
@@ -44,6 +48,8 @@ ABSURD_US = (MAX_PENALTY_S + 300) * SECOND_US
 MIN_LATE_US = 100_000
 RACES = 8
 DROPS = 10
+MAX_WAIT_S = 60.0
+"""How far ahead a worker reserves at most: a bucket that was lost must not give these slots out again."""
 
 
 @dataclass(frozen=True)
@@ -208,19 +214,18 @@ class SharedBucket:
         return Refused(_ms(tat - latest)) if latest < tat <= now + ABSURD_US else outcome.item
 
     def _idle(self, now: int, steps: list[int], latest: int) -> GoAt | Refused | Item:
-        """The bucket is full, or was never used: it begins now."""
+        """The bucket is full: it begins now."""
         if latest < now:
             return Refused(_ms(now - latest))
-        outcome = self._write(
-            "SET tat_us = :tat",
-            "attribute_not_exists(tat_us) OR tat_us < :now",
-            {":tat": now + sum(steps), ":now": now},
-        )
+        outcome = self._write("SET tat_us = :tat", "tat_us < :now", {":tat": now + sum(steps), ":now": now})
         return self._granted(now, steps, outcome) if isinstance(outcome, Applied) else outcome.item
 
     def _judge_idle(self, item: Item, now: int) -> bool:
-        """Which of the two writes fits the item as it was found; heals one from a clock that ran far ahead."""
-        tat = whole(item, "tat_us", 0)
+        """Which of the two writes fits the item as it was found; makes one that is not there, heals one far ahead."""
+        if "tat_us" not in item:
+            self._begin(now)
+            return False
+        tat = whole(item, "tat_us")
         if tat > now + ABSURD_US:
             # The burst counts as spent: nobody knows what went out under the bad clock.
             self._write("SET tat_us = :tat", "tat_us = :seen", {":tat": now + self.bucket.tolerance_us, ":seen": tat})
@@ -231,6 +236,26 @@ class SharedBucket:
             self.on_reset()
             return False
         return tat < now
+
+    @property
+    def lost(self) -> bool:
+        """Whether the bucket is not there: never used, or lost."""
+        return not read(self._table, self._key)
+
+    def begin_again(self) -> bool:
+        """Make a lost bucket so that it collides with no slot given out before the loss; False if there is one.
+
+        Workers may still hold slots up to ``MAX_WAIT_S`` ahead, so the first new one comes after these. A penalty
+        that was lost with the item is not known any more: the exchange's next 429 sets it again.
+        """
+        return self._begin(self._now_us() + round(MAX_WAIT_S * SECOND_US))
+
+    def _begin(self, from_us: int) -> bool:
+        """An empty bucket from ``from_us`` on, unless there is one."""
+        outcome = self._write(
+            "SET tat_us = :tat", "attribute_not_exists(tat_us)", {":tat": from_us + self.bucket.tolerance_us}
+        )
+        return isinstance(outcome, Applied)
 
     def _granted(self, now: int, steps: list[int], written: Applied) -> GoAt:
         return GoAt(slot_times(now, whole(written.item, "tat_us"), steps, self.bucket.tolerance_us))
@@ -254,7 +279,7 @@ class Throttle:
     because a worker that was paused must not send what was planned for then. Unused slots are lost.
     """
 
-    def __init__(self, shared: SharedBucket, clock: Clock, *, batch: int = 10, max_wait_s: float = 30.0) -> None:
+    def __init__(self, shared: SharedBucket, clock: Clock, *, batch: int = 10, max_wait_s: float = MAX_WAIT_S) -> None:
         self.shared = shared
         self.bucket = shared.bucket
         self.dropped = 0
