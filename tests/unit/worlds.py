@@ -14,6 +14,7 @@ import boto3
 
 from schemahub import events, ingest
 from schemahub.errors import SchemaHubError
+from schemahub.mappings import exchanges
 from schemahub.runtime import Deps, Settings, build, parse_event
 from schemahub.streams import Stream
 from tests.conftest import create_tables
@@ -106,6 +107,6 @@ def make_world(session: boto3.Session, url: str, clock: Any = None, **settings: 
         "cold_start_hours": 3.0,
         "cold_start_trades": 20_000,
         "chunk_pages": 2,
-        "endpoints": {"coinbase": f"{url}/coinbase", "binance": f"{url}/binance"},
+        "endpoints": {name: f"{url}/{name}" for name in exchanges()},
     }
     return World(build(Settings(**{**values, **settings}), session=session, clock=clock))

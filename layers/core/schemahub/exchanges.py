@@ -7,7 +7,6 @@ Requests are made from the mapping; answers are cut into the exact text of each 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from urllib.parse import quote, urlsplit
 import requests
 
 from schemahub.answers import Row, any_of, at_pointer, codes_at, element_of, parse_json, parse_rows
+from schemahub.clock import Clock, SystemClock
 from schemahub.errors import (
     BadMapping,
     ExchangeRefused,
@@ -100,9 +100,10 @@ class Product:
 class Exchange:
     """The requests of one exchange. Pacing is the caller's: each method sends exactly one request."""
 
-    def __init__(self, mapping: Mapping, http: Http, base_url: str | None = None) -> None:
+    def __init__(self, mapping: Mapping, http: Http, base_url: str | None = None, clock: Clock | None = None) -> None:
         self.mapping = mapping
         self.http = http
+        self.clock = clock or SystemClock()
         self.base_url = (base_url or mapping.base_url).rstrip("/")
         if base_url is not None and urlsplit(base_url).scheme not in ("http", "https"):
             raise BadMapping(f"endpoint {base_url[:80]!r} of {mapping.exchange} is not an http(s) URL")
@@ -129,7 +130,7 @@ class Exchange:
         """The newest page of a stream; of an exchange that has windows, the shortest that reaches back to a time."""
         query = self._size(self.mapping.requests.page_size)
         if windows := self.mapping.requests.page.windows:
-            since_s = 0 if reaching_back_to is None else time.time() - reaching_back_to / NS["s"]
+            since_s = 0 if reaching_back_to is None else self.clock.now_ms() / 1000 - reaching_back_to / NS["s"]
             long_enough = [w for w in windows if w.seconds > since_s + WINDOW_MARGIN_S]
             query |= (long_enough or windows[-1:])[0].query
         return self._trades(stream, query)

@@ -158,7 +158,7 @@ class Deps:
 
     def exchange(self, name: str) -> Exchange:
         """The exchange of a mapping, at its own address or at the configured one (the simulator's)."""
-        return Exchange(load_mapping(name), self.http, self.settings.endpoints.get(name))
+        return Exchange(load_mapping(name), self.http, self.settings.endpoints.get(name), self.clock)
 
     def count(self, name: str, value: float = 1, unit: str = "Count") -> None:
         """Add to a metric. Names are few and fixed, dimensions only service and exchange: cardinality stays bounded."""
