@@ -134,7 +134,9 @@ def test_a_simulated_page_is_shown_as_sent_and_as_the_table_will_hold_it(exchang
 
 
 def test_a_simulated_page_is_the_same_each_time() -> None:
-    assert run("try", "okx", "BTC-USDT", "--simulator") == run("try", "okx", "BTC-USDT", "--simulator")
+    first = run("try", "okx", "BTC-USDT", "--simulator")
+    assert first == run("try", "okx", "BTC-USDT", "--simulator")
+    assert "2026-01-02T02" < first["newest"][-1]["unified"]["trade_ts"] < "2026-01-02T03:04:05"
 
 
 def test_a_saved_answer_is_read_and_a_bad_row_shown_with_its_reason(answer: Path) -> None:
