@@ -9,6 +9,7 @@ import typer
 from schemahub.mappings import load_mapping
 from schemahub.streams import Stream
 from schemahub_cli import executions, live, locks, target
+from schemahub_cli import rederive as rederivation
 from schemahub_cli.executions import Execution
 from schemahub_cli.output import ExecutionFailed, Exit, JsonOption, Say, StackOption, clock, command, fail
 from schemahub_cli.target import Target
@@ -71,28 +72,54 @@ def ingest(
 
 @command
 def transform(
-    dry_run: DryRun = False, follow: Follow = True, stack: StackOption = None, as_json: JsonOption = False
+    rederive: Annotated[
+        bool, typer.Option("--rederive", help="Make what the table has of the streams anew from their originals.")
+    ] = False,
+    stream: Annotated[
+        list[str] | None,
+        typer.Option("--stream", metavar="EXCHANGE:PRODUCT", help="With --rederive: this stream; may be repeated."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="ID|DATE", help="With --rederive: from this trade id or moment (UTC) on."),
+    ] = None,
+    dry_run: DryRun = False,
+    follow: Follow = True,
+    stack: StackOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Publish what is committed and not yet in the table (`run` does this by itself).
 
-    schemahub transform --dry-run
+    With --rederive, after a mapping was corrected and deployed: replace what the table has of the streams by what the
+    mapping makes of the originals now, in one snapshot. The snapshot before it still has the old rows.
+
+      schemahub transform --dry-run
+      schemahub transform --rederive --stream coinbase:BTC-USD --since 2024-01-01 --dry-run
     """
+    if not rederive and (stream or since):
+        raise typer.BadParameter("--stream and --since belong to --rederive")
+    wanted = rederivation.request(stream, since) if rederive else None
     say, where = Say(as_json), target.resolve(stack)
     if dry_run:
-        _pending(say, where)
+        _rederivation(say, where, wanted) if wanted else _pending(say, where)
         return
-    arn, joined = begin(say, where, where.transform_arn)
+    arn, joined = begin(say, where, where.transform_arn, join=not rederive, rederive=wanted)
     if not follow:
         say.result({"execution": arn, "joined": joined, "status": "RUNNING"})
         return
     with say.console.status("publishing"):
         execution = _wait(where, arn)
+    if execution.status == "SUCCEEDED":
+        say.line(rederivation.outcome(execution.output))
     _finish(say, execution, {"execution": execution.to_json(), "joined": joined})
 
 
-def begin(say: Say, where: Target, machine: str, **keys: Any) -> tuple[str, bool]:
-    """ARN of a running execution of the machine, started now if there is none; the second value: it was running."""
-    if arn := executions.find_running(where, machine):
+def begin(say: Say, where: Target, machine: str, *, join: bool = True, **keys: Any) -> tuple[str, bool]:
+    """ARN of a running execution of the machine, started now if there is none; the second value: it was running.
+
+    Without ``join`` one is started beside those that run; what both would write, they take turns at.
+    """
+    if join and (arn := executions.find_running(where, machine)):
         say.line(f"joining the execution that is running already: [cyan]{arn.rsplit(':', 1)[1]}[/]")
         return arn, True
     if released := locks.release_dead(where):
@@ -197,6 +224,15 @@ def _pending(say: Say, where: Target) -> None:
         {"stack": where.stack, "dry_run": True, "segments": len(segments), "trades": work.trades},
         f"{len(segments):,} segments with {work.trades:,} trades would be published",
         forecast.cost_line(work),
+    )
+
+
+def _rederivation(say: Say, where: Target, wanted: dict[str, Any]) -> None:
+    from schemahub import events, publishing
+
+    plans = publishing.plan_rederivation(events.Rederive(**wanted), where.deps)
+    say.result(
+        {"stack": where.stack, "dry_run": True, "streams": [p.to_json() for p in plans]}, rederivation.table(plans)
     )
 
 

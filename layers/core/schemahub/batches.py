@@ -7,12 +7,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from schemahub.errors import BadInput, BadStateInput, CorruptState
 from schemahub.streams import PREFIX, TRADES, Interval, Segment, Stream, position
-from schemahub.table import COLUMNS
+from schemahub.table import COLUMNS, OPTIONAL
 
 MAX_BATCH_ROWS = 1_000_000
 MAX_BATCH_BYTES = 150_000
@@ -130,6 +130,8 @@ class DataFile:
     lower: dict[str, Any]
     upper: dict[str, Any]
     split_offsets: tuple[int, ...]
+    nulls: dict[str, int] = field(default_factory=dict)
+    """NULLs of the optional columns that the file has."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> DataFile:
@@ -138,11 +140,14 @@ class DataFile:
         dt.date.fromisoformat(file.day)
         position(file.record_count, "record_count")
         position(file.file_size, "file_size")
-        for values in (file.column_sizes, file.lower, file.upper):
-            if values.keys() != {c.name for c in COLUMNS}:
-                raise ValueError(f"{file.key} does not describe every column")
+        required, optional = {c.name for c in COLUMNS}, file.nulls.keys()
+        if file.lower.keys() != required or file.upper.keys() != required or optional - {c.name for c in OPTIONAL}:
+            raise ValueError(f"{file.key} does not describe every column")
+        if file.column_sizes.keys() != required | optional:
+            raise ValueError(f"{file.key} does not describe every column")
+        for name, number in (*file.column_sizes.items(), *file.nulls.items()):
+            position(number, name)
         for column in COLUMNS:
-            position(file.column_sizes[column.name], column.name)
             for bound in (file.lower[column.name], file.upper[column.name]):
                 if type(bound) not in _PLAIN[column.kind]:
                     raise ValueError(f"{file.key}: a bound of {column.name} is {bound!r}")
@@ -157,6 +162,10 @@ class Manifest:
     files: tuple[DataFile, ...]
     quarantined: int
     quarantine_key: str | None
+    inexact: int = 0
+    """Prices and quantities in the table that are not the decimal number that their double prints as."""
+    unfit: int = 0
+    """Prices and quantities that are NULL in the DECIMAL columns, because those cannot hold them exactly."""
 
     def __post_init__(self) -> None:
         if self.rows + self.quarantined != self.batch.count:
@@ -178,6 +187,8 @@ class Manifest:
             "rows": self.rows,
             "quarantined": self.quarantined,
             "quarantine_key": self.quarantine_key,
+            "inexact": self.inexact,
+            "unfit": self.unfit,
         }
 
     @classmethod
@@ -189,6 +200,8 @@ class Manifest:
                 tuple(DataFile.from_json(f) for f in value["files"]),
                 position(value["quarantined"], "quarantined"),
                 value["quarantine_key"],
+                position(value.get("inexact", 0), "inexact"),
+                position(value.get("unfit", 0), "unfit"),
             )
         except (KeyError, TypeError, ValueError, AttributeError, BadInput) as error:
             raise CorruptState(f"a manifest is not readable: {error!r}"[:400]) from error
@@ -198,8 +211,10 @@ def manifest_key(run_id: str, batch_id: str) -> str:
     return f"{PREFIX}plans/{run_id}/manifests/{batch_id}.json"
 
 
-def quarantine_key(batch: Batch) -> str:
+def quarantine_key(batch: Batch, rederived_by: str | None = None) -> str:
+    """A re-derivation keeps what earlier ones left: its objects carry its run's name."""
     stream, (first, last) = batch.stream, batch.interval
     # A fill may have the range of the chunk that was missing as a whole.
     kind = "" if stream.dataset == TRADES else f"{stream.dataset}_"
-    return f"{PREFIX}quarantine/{stream.exchange}/{stream.product}/{kind}{first:020d}_{last:020d}.jsonl.zst"
+    name = f"{kind}{first:020d}_{last:020d}" + (f".{rederived_by}" if rederived_by else "")
+    return f"{PREFIX}quarantine/{stream.exchange}/{stream.product}/{name}.jsonl.zst"

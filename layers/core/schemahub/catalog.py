@@ -26,6 +26,8 @@ from schemahub.table import LOCATION, METADATA_PREFIX, PROPERTIES, iceberg_schem
 
 PUBLISHED = "schemahub.published."
 QUARANTINED = "schemahub.quarantined."
+REDERIVED = "schemahub.rederived."
+"""``number;run@first-last,…``: see ``rederive``."""
 
 
 class S3Object(InputFile, OutputFile):
@@ -228,7 +230,10 @@ def _whole(objects: ObjectStore, key: str) -> TableMetadata | None:
 def _fullest(found: dict[str, TableMetadata]) -> str:
     published = {key: published_of(metadata.properties) for key, metadata in found.items()}
     for key, mine in sorted(published.items(), key=lambda item: found[item[0]].last_updated_ms, reverse=True):
-        if all(_includes(mine, theirs) for theirs in published.values()):
+        if all(
+            _includes(mine, theirs) and _rederived_later(found[key].properties, found[other].properties)
+            for other, theirs in published.items()
+        ):
             return key
     raise CorruptState(
         f"Glue lost the table, and {', '.join(sorted(found))} each publish what the other does not",
@@ -238,6 +243,19 @@ def _fullest(found: dict[str, TableMetadata]) -> str:
 
 def _includes(mine: dict[Stream, list[Interval]], theirs: dict[Stream, list[Interval]]) -> bool:
     return all(not gaps(mine.get(stream, []), interval) for stream, line in theirs.items() for interval in line)
+
+
+def _rederived_later(mine: dict[str, str], theirs: dict[str, str]) -> bool:
+    """Whether ``mine`` has every re-derivation that ``theirs`` has."""
+
+    def number(value: str) -> int:
+        return int(value.partition(";")[0] or 0)
+
+    return all(
+        mine.get(key) == value or number(mine.get(key, "")) > number(value)
+        for key, value in theirs.items()
+        if key.startswith(REDERIVED)
+    )
 
 
 def published_intervals(table: Table) -> dict[Stream, list[Interval]]:

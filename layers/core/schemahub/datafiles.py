@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemahub.table import COLUMNS, DICTIONARY, EPOCH, ROW_GROUP_ROWS, arrow_schema, day_of, micros
+from schemahub.table import COLUMNS, DICTIONARY, EPOCH, ROW_GROUP_ROWS, Column, arrow_schema, day_of, micros
 
 DAY_US = 86_400_000_000
 
@@ -34,9 +34,10 @@ class DayFiles:
     the same rows make the same bytes.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, columns: Sequence[Column] = COLUMNS) -> None:
         self.folder = folder
-        self.schema = arrow_schema()
+        self.columns = columns
+        self.schema = arrow_schema(columns)
         self.finished: list[WrittenFile] = []
         self._writer: pq.ParquetWriter | None = None
         self._day: dt.date | None = None
@@ -80,8 +81,8 @@ class DayFiles:
             compression="zstd",
             compression_level=3,
             store_schema=False,
-            use_dictionary=[c.name for c in COLUMNS if c.encoding == DICTIONARY],
-            column_encoding={c.name: c.encoding for c in COLUMNS if c.encoding != DICTIONARY},
+            use_dictionary=[c.name for c in self.columns if c.encoding == DICTIONARY],
+            column_encoding={c.name: c.encoding for c in self.columns if c.encoding != DICTIONARY},
             metadata_collector=self._footers,
         )
 
@@ -113,21 +114,29 @@ def _first_after(times: pa.Array, start: int, limit_us: int) -> int:
     return low
 
 
-def statistics(footer: pq.FileMetaData) -> dict[str, Any]:
-    """Column sizes (bytes), bounds and split offsets of a footer, in the shape of ``batches.DataFile``."""
+def statistics(footer: pq.FileMetaData, columns: Sequence[Column] = COLUMNS) -> dict[str, Any]:
+    """Column sizes (bytes), bounds, NULLs and split offsets of a footer, in the shape of ``batches.DataFile``.
+
+    Optional columns have no bounds: those of the doubles beside them prune as well.
+    """
     groups = [footer.row_group(g) for g in range(footer.num_row_groups)]
     sizes: dict[str, int] = {}
     lower: dict[str, Any] = {}
     upper: dict[str, Any] = {}
-    for index, column in enumerate(COLUMNS):
+    nulls: dict[str, int] = {}
+    for index, column in enumerate(columns):
         chunks = [group.column(index) for group in groups]
         sizes[column.name] = sum(chunk.total_compressed_size for chunk in chunks)
+        if not column.required:
+            nulls[column.name] = sum(chunk.statistics.null_count for chunk in chunks)
+            continue
         lower[column.name] = min(_plain(chunk.statistics.min) for chunk in chunks)
         upper[column.name] = max(_plain(chunk.statistics.max) for chunk in chunks)
     return {
         "column_sizes": sizes,
         "lower": lower,
         "upper": upper,
+        "nulls": nulls,
         "split_offsets": tuple(_offset(group.column(0)) for group in groups),
     }
 

@@ -43,7 +43,7 @@
     │   └── UnmappedField         a field that the contract says to fail on
     └── PublishError
         ├── CommitConflict        the table moved or the answer was lost: retried after a look
-        └── StaleBatch            a batch mixes published and unpublished segments: list again
+        └── StaleBatch            batch and table do not fit together any more: list again
 
 An error says which stream and range it is about, what happened, and what to do.
 """
@@ -264,4 +264,4 @@ class CommitConflict(PublishError):
 
 
 class StaleBatch(PublishError):
-    remedy = "Start the transform again: it lists what is still to be published."
+    remedy = "Start the transform (or the re-derivation) again: it looks anew at what there is to do."

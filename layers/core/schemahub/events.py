@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -141,11 +142,25 @@ class CloseRun(Step):
     run: Run
 
 
-class TransformInput(BaseModel):
-    """Input of ``transform``: the ingest run that started it, if one did."""
+def _iso(value: str) -> str:
+    datetime.fromisoformat(value)
+    return value
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+
+class Rederive(Payload):
+    """Make what the table has of these streams anew from their originals, from a position or a moment (UTC) on."""
+
+    streams: list[str] = Field(min_length=1, max_length=1000)
+    since: Position | Annotated[str, AfterValidator(_iso)] | None = None
+
+
+class TransformInput(Payload):
+    """Input of ``transform``: what is to be made anew, or nothing for what is pending; and the run that started it."""
+
     schema_version: int = 1
+    rederive: Rederive | None = None
+    run: Any = None
+    started_by: Any = Field(default=None, alias="AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID")
 
 
 class ListPending(Step):
@@ -153,9 +168,14 @@ class ListPending(Step):
     input: TransformInput
 
 
+Mode = Literal["append", "replace"]
+"""``replace`` for a re-derivation. Executions of earlier releases, redriven, do not say it."""
+
+
 class BatchStep(Step):
     run: Run
     batch: dict[str, Any]
+    mode: Mode = "append"
 
 
 class PublishStep(Step):
@@ -163,3 +183,4 @@ class PublishStep(Step):
     run: Run
     bucket: str
     batches_key: PlanKey
+    mode: Mode = "append"

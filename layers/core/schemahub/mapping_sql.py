@@ -29,15 +29,27 @@ LATEST_AFTER_COMMIT_US = 86_400_000_000
 UNIT_US = {"s": 1_000_000.0, "ms": 1000.0, "us": 1.0, "ns": 0.001}
 MAX_INT64 = 2**63 - 1
 SIDES = ("BUY", "SELL")
+ROLES = {
+    "trade_id": "id_text",
+    "price": "price_text",
+    "quantity": "quantity_text",
+    "side": "side_text",
+    "trade_ts": "time_text",
+}
+"""Which column of ``rows_sql`` has the text of which of the mapping's fields."""
+CARRIED_LENGTH = 15
+"""A decimal of at most so many digits comes back from a double as it went in (DBL_DIG), unless it is subnormal."""
 
 _OFFSET_TIME = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d([.,]\d{1,9})?[+-]\d\d:?\d\d"
 
 
 def transform_sql(mapping: Mapping, source: str) -> str:
-    """SELECT that maps ``source`` (see ``rows_sql``) to segment, id, price, quantity, side, trade_us, reason, line.
+    """SELECT that maps ``source`` (see ``rows_sql``) to typed values, what is wrong with them, and the line.
 
-    A temporary table ``segments`` says for each file the number, range and time bound of its segment. ``side`` is an
-    index of SIDES, ``trade_us`` microseconds since the epoch, ``reason`` an index of REASONS.
+    segment, id, price, quantity, side, trade_us, reason, odd, price_text, quantity_text, line. A temporary table
+    ``segments`` says for each file the number, range and time bound of its segment. ``side`` is an index of SIDES,
+    ``trade_us`` microseconds since the epoch, ``reason`` an index of REASONS. Only where ``odd`` can a double have lost
+    something of price or quantity.
     """
     fields = mapping.fields
     sides = " ".join(f"WHEN {_text(said)} THEN {SIDES.index(taker)}" for said, taker in fields.side_values.items())
@@ -51,9 +63,11 @@ SELECT segment, id, price, quantity, side, trade_us,
           WHEN side IS NULL THEN 5
           WHEN trade_us IS NULL THEN 6
           WHEN trade_us NOT BETWEEN {EARLIEST_US} AND latest_us THEN 7
-          ELSE 0 END)::UTINYINT AS reason, line
-FROM (SELECT segment, first, last, latest_us, line, id_text, TRY_CAST(id_text AS BIGINT) AS id,
-          TRY_CAST(price_text AS DOUBLE) AS price, TRY_CAST(quantity_text AS DOUBLE) AS quantity,
+          ELSE 0 END)::UTINYINT AS reason,
+    ({_odd_sql("price")} OR {_odd_sql("quantity")}) AS odd, price_text, quantity_text, line
+FROM (SELECT segment, first, last, latest_us, line, id_text, price_text, quantity_text,
+          TRY_CAST(id_text AS BIGINT) AS id, TRY_CAST(price_text AS DOUBLE) AS price,
+          TRY_CAST(quantity_text AS DOUBLE) AS quantity,
           (CASE side_text {sides} END)::UTINYINT AS side, {_time_sql(fields)} AS trade_us
       FROM ({source}) JOIN segments USING (file))"""
 
@@ -84,17 +98,30 @@ def rows_sql(mapping: Mapping, files: Sequence[str], *, with_lines: bool = False
             f"ignore_errors = true, compression = 'zstd')"
         )
         prefix, line = "", "NULL::VARCHAR"
-    chosen = ", ".join(
-        f"{prefix}{_quoted(getattr(fields, role))} AS {alias}"
-        for role, alias in (
-            ("trade_id", "id_text"),
-            ("price", "price_text"),
-            ("quantity", "quantity_text"),
-            ("side", "side_text"),
-            ("trade_ts", "time_text"),
-        )
-    )
+    chosen = ", ".join(f"{prefix}{_quoted(getattr(fields, role))} AS {alias}" for role, alias in ROLES.items())
     return f"SELECT {chosen}, filename AS file, {line} AS line FROM ({inner})"
+
+
+def json_numbers_sql(mapping: Mapping, files: Sequence[str]) -> str:
+    """SELECT of whether any price or quantity in the files is a JSON number, which DuckDB would print anew."""
+    names = dict.fromkeys((mapping.fields.price, mapping.fields.quantity))
+    listed = "[" + ", ".join(_text(f) for f in files) + "]"
+    shape = "{" + ", ".join(f"{_text(n)}: 'JSON'" for n in names) + "}"
+    # As text, a JSON string still begins with its quote.
+    either = " OR ".join(f"ascii({_quoted(n)}::VARCHAR) BETWEEN ascii('-') AND ascii('9')" for n in names)
+    return (
+        f"SELECT coalesce(bool_or({either}), false) FROM read_json({listed}, format = 'newline_delimited', "
+        f"columns = {shape}, ignore_errors = true, compression = 'zstd')"
+    )
+
+
+def _odd_sql(role: str) -> str:
+    """Whether the double may have lost something: long text that its double does not print as, zeros apart."""
+    trimmed = f"rtrim(rtrim({role}_text, '0'), '.')"
+    return (
+        f"CASE WHEN strlen({role}_text) <= {CARRIED_LENGTH} THEN {role} < 1e-300 "
+        f"ELSE {role}::VARCHAR NOT IN ({trimmed}, {trimmed} || '.0') END"
+    )
 
 
 def _time_sql(fields: Fields) -> str:

@@ -106,6 +106,9 @@ class Mapping:
     fields: Fields
     on_new_field: str
     quarantine_max_share: float
+    on_bad_row: str = "quarantine"
+    quarantine_max_rows: int | None = None
+    exact: str = "none"
 
     def symbol_of(self, product: str) -> str:
         """The exchange's spelling of ``product`` (``BTC-USD``)."""
@@ -257,8 +260,7 @@ def _typed(doc: dict[str, Any]) -> Mapping:
             side=fields["side"]["from"],
             side_values=fields["side"]["values"],
         ),
-        on_new_field=doc["contract"]["on_new_field"],
-        quarantine_max_share=doc["contract"]["quarantine_max_share"],
+        **doc["contract"],
     )
 
 

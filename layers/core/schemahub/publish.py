@@ -17,9 +17,10 @@ from pyiceberg.conversions import to_bytes
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.manifest import DataFile as IcebergFile
 from pyiceberg.manifest import DataFileContent, FileFormat
-from pyiceberg.table import Table
+from pyiceberg.schema import Schema
+from pyiceberg.table import Table, Transaction
+from pyiceberg.table.update import AddSchemaUpdate, SetCurrentSchemaUpdate
 from pyiceberg.typedef import Record
-from pyiceberg.types import PrimitiveType
 
 from schemahub.batches import DataFile, Manifest
 from schemahub.catalog import (
@@ -34,10 +35,12 @@ from schemahub.clock import Clock
 from schemahub.errors import CommitConflict, CorruptState, StaleBatch
 from schemahub.objects import ObjectStore
 from schemahub.streams import Interval, Segment, Stream, covers, gaps, merge, overlapping
-from schemahub.table import COLUMNS, EPOCH
+from schemahub.table import COLUMNS, EPOCH, OPTIONAL, iceberg_field
 
 ATTEMPTS = 4
 PAUSE_S = 0.5
+COUNTED = ("quarantined", "inexact", "unfit")
+"""What manifests count beside rows and files, in the order of ``Published``."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Published:
     rows: int
     files: int
     quarantined: int
+    inexact: int
+    unfit: int
 
 
 def reconcile(
@@ -96,24 +101,42 @@ def publish(
         StaleBatch: a batch is partly in the table, or a data file is gone: list and transform again.
         CommitConflict: the table kept moving, or its state stayed unknown, in every attempt.
     """
-    _refuse_overlaps(manifests)
+    refuse_overlaps(manifests)
+
+    def append_rest(table: Table) -> bool:
+        todo = _not_yet(table, manifests)
+        if todo:
+            check_files(objects, todo)
+            _append(table, objects.bucket, todo, run_id)
+        return bool(todo)
+
+    table, appended = settle(load, append_rest, clock, attempts)
+    return _finish(table, manifests, mark_published, appended=appended)
+
+
+def settle(
+    load: Callable[[], Table], step: Callable[[Table], bool], clock: Clock, attempts: int = ATTEMPTS
+) -> tuple[Table, bool]:
+    """Load the table and let ``step`` commit to it, until one look finds everything done or a commit is confirmed.
+
+    ``step`` says whether there was anything to commit. Returns the table, and whether this call may have changed it.
+
+    Raises:
+        CommitConflict: the table kept moving, or its state stayed unknown, in every attempt.
+    """
     failure: Exception | None = None
     for attempt in range(attempts):
         if attempt:
             clock.sleep(PAUSE_S * 2**attempt)
         try:
             table = load()
-            todo = _not_yet(table, manifests)
-            if not todo:
-                return _finish(table, manifests, mark_published, appended=failure is not None)
-            _check_files(objects, todo)
-            _append(table, objects.bucket, todo, run_id)
+            committed = step(table)
         except (CommitFailedException, ClientError, BotoCoreError, OSError) as error:
             if not worth_a_look(error):
                 raise
             failure = error
             continue
-        return _finish(table, manifests, mark_published, appended=True)
+        return table, committed or failure is not None
     raise CommitConflict(f"not published after {attempts} attempts, last: {failure!r}"[:400]) from failure
 
 
@@ -126,7 +149,7 @@ def worth_a_look(error: Exception) -> bool:
     return True
 
 
-def _refuse_overlaps(manifests: Sequence[Manifest]) -> None:
+def refuse_overlaps(manifests: Sequence[Manifest]) -> None:
     lines: dict[Stream, list[Interval]] = {}
     for manifest in manifests:
         lines.setdefault(manifest.batch.stream, []).append(manifest.batch.interval)
@@ -149,7 +172,7 @@ def _not_yet(table: Table, manifests: Sequence[Manifest]) -> list[Manifest]:
     return todo
 
 
-def _check_files(objects: ObjectStore, manifests: Sequence[Manifest]) -> None:
+def check_files(objects: ObjectStore, manifests: Sequence[Manifest]) -> None:
     """A snapshot that names a file which is not there would break every reader of the table."""
     for manifest in manifests:
         for file in manifest.files:
@@ -167,17 +190,45 @@ def _append(table: Table, bucket: str, manifests: Sequence[Manifest], run_id: st
     summary = {
         "schemahub.run": run_id,
         "schemahub.segments": str(sum(len(m.batch.segments) for m in manifests)),
-        "schemahub.quarantined": str(sum(m.quarantined for m in manifests)),
+        **counters(manifests),
         "schemahub.added": ";".join(
             f"{m.batch.stream}:{m.batch.interval.first}-{m.batch.interval.last}" for m in manifests
         ),
     }
     with table.transaction() as transaction:
+        add_columns(transaction, manifests)
         transaction.set_properties(_properties(table, manifests))
         with transaction.update_snapshot(snapshot_properties=summary).fast_append() as append:
             for manifest in manifests:
                 for file in manifest.files:
-                    append.append_data_file(_iceberg_file(table, bucket, file))
+                    append.append_data_file(iceberg_file(table, bucket, file))
+
+
+def counters(manifests: Sequence[Manifest]) -> dict[str, str]:
+    """What a snapshot's summary says of the rows that it adds, beyond Iceberg's own counts."""
+    return {f"schemahub.{name}": str(sum(getattr(m, name) for m in manifests)) for name in COUNTED}
+
+
+def add_columns(transaction: Transaction, manifests: Sequence[Manifest]) -> None:
+    """Add the optional columns that files have and the table has not, with the ids that the files know them by.
+
+    Raises:
+        CorruptState: the table has such a name or id for something else.
+    """
+    written = {name for m in manifests for file in m.files for name in file.column_sizes}
+    schema = transaction.table_metadata.schema()
+    there = {f.field_id: f for f in schema.fields}
+    wanted = [iceberg_field(c) for c in OPTIONAL if c.name in written]
+    for field in wanted:
+        for other in schema.fields:
+            if (other.field_id == field.field_id) != (other.name == field.name):
+                raise CorruptState(f"the table's column {other.name} ({other.field_id}) stands where {field.name} must")
+    new = [field for field in wanted if field.field_id not in there]
+    if new:
+        # UpdateSchema would give out ids of its own, which the data files cannot know.
+        number = max(s.schema_id for s in transaction.table_metadata.schemas) + 1
+        evolved = Schema(*schema.fields, *new, schema_id=number)
+        transaction._apply((AddSchemaUpdate(schema=evolved), SetCurrentSchemaUpdate()))
 
 
 def _properties(table: Table, manifests: Sequence[Manifest]) -> dict[str, str]:
@@ -192,8 +243,10 @@ def _properties(table: Table, manifests: Sequence[Manifest]) -> dict[str, str]:
     }
 
 
-def _iceberg_file(table: Table, bucket: str, file: DataFile) -> IcebergFile:
-    types = {f.field_id: f.field_type for f in table.schema().fields if isinstance(f.field_type, PrimitiveType)}
+def iceberg_file(table: Table, bucket: str, file: DataFile) -> IcebergFile:
+    """The manifest's entry of a data file."""
+    types = {c.field_id: iceberg_field(c).field_type for c in COLUMNS}
+    columns = (*COLUMNS, *(c for c in OPTIONAL if c.name in file.column_sizes))
 
     def bounds(values: dict[str, Any]) -> dict[int, bytes]:
         return {c.field_id: to_bytes(types[c.field_id], values[c.name]) for c in COLUMNS}
@@ -206,9 +259,9 @@ def _iceberg_file(table: Table, bucket: str, file: DataFile) -> IcebergFile:
         partition=Record(day),
         record_count=file.record_count,
         file_size_in_bytes=file.file_size,
-        column_sizes={c.field_id: file.column_sizes[c.name] for c in COLUMNS},
-        value_counts={c.field_id: file.record_count for c in COLUMNS},
-        null_value_counts={c.field_id: 0 for c in COLUMNS},
+        column_sizes={c.field_id: file.column_sizes[c.name] for c in columns},
+        value_counts={c.field_id: file.record_count for c in columns},
+        null_value_counts={c.field_id: file.nulls.get(c.name, 0) for c in columns},
         nan_value_counts={c.field_id: 0 for c in COLUMNS if c.kind == "double"},
         lower_bounds=bounds(file.lower),
         upper_bounds=bounds(file.upper),
@@ -237,5 +290,5 @@ def _finish(
         snapshot.snapshot_id if snapshot else None,
         sum(m.rows for m in manifests),
         sum(len(m.files) for m in manifests),
-        sum(m.quarantined for m in manifests),
+        *(sum(getattr(m, name) for m in manifests) for name in COUNTED),
     )

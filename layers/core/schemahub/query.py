@@ -31,11 +31,16 @@ _NOBODY = "('', '', 0)"
 
 
 def connect(
-    session: Any, table: Any = None, *, instruments: Any = None, threads: int | None = None
+    session: Any,
+    table: Any = None,
+    *,
+    instruments: Any = None,
+    snapshot: int | None = None,
+    threads: int | None = None,
 ) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection with the views ``trades`` and ``instruments``: the current snapshots of two PyIceberg tables.
 
-    A view whose table is not given is not there.
+    A view whose table is not given is not there. With ``snapshot``, ``trades`` is that older one.
 
     Endpoint, region and credentials are those of the boto3 session's S3 client, whatever chain they come from.
 
@@ -43,7 +48,8 @@ def connect(
         BadConfig: no credentials, or DuckDB's extension packages are not installed.
     """
     seen = {"trades": table, "instruments": instruments}
-    return _open_tables(session, {n: t.metadata_location for n, t in seen.items() if t is not None}, None, threads)
+    locations = {n: t.metadata_location for n, t in seen.items() if t is not None}
+    return _open_tables(session, locations, None, threads, snapshot)
 
 
 def open_view(
@@ -54,13 +60,18 @@ def open_view(
 
 
 def _open_tables(
-    session: Any, locations: Mapping[str, str], memory_limit: str | None, threads: int | None
+    session: Any,
+    locations: Mapping[str, str],
+    memory_limit: str | None,
+    threads: int | None,
+    snapshot: int | None = None,
 ) -> duckdb.DuckDBPyConnection:
     db = _open(memory_limit, threads)
     for name in EXTENSIONS:
         db.execute(f"LOAD {_text(str(_extension(name)))}")
     db.execute(_secret_sql(session))
-    return _with_views(db, {name: f"iceberg_scan({_text(location)})" for name, location in locations.items()})
+    at = {"trades": f", snapshot_from_id = {int(snapshot)}"} if snapshot is not None else {}
+    return _with_views(db, {n: f"iceberg_scan({_text(where)}{at.get(n, '')})" for n, where in locations.items()})
 
 
 def open_files(paths: Sequence[str], memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
@@ -68,7 +79,9 @@ def open_files(paths: Sequence[str], memory_limit: str | None = None) -> duckdb.
     db = _open(memory_limit, None)
     columns = ", ".join(f"NULL::{_DUCKDB_TYPES[c.kind]} AS {c.name}" for c in COLUMNS)
     listed = f"[{', '.join(map(_text, paths))}]"
-    return _with_views(db, {"trades": f"read_parquet({listed})" if paths else f"(SELECT {columns} LIMIT 0)"})
+    return _with_views(
+        db, {"trades": f"read_parquet({listed}, union_by_name = true)" if paths else f"(SELECT {columns} LIMIT 0)"}
+    )
 
 
 def _open(memory_limit: str | None, threads: int | None) -> duckdb.DuckDBPyConnection:

@@ -6,6 +6,7 @@ Nothing here imports an engine at the top: the transform has pyarrow and no PyIc
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +29,10 @@ class Column:
     field_id: int
     name: str
     kind: str
-    """``string``, ``double`` or ``timestamptz`` (µs, UTC)."""
+    """``string``, ``double``, ``timestamptz`` (µs, UTC) or ``decimal`` (38 digits, 18 of them behind the point)."""
     encoding: str
     doc: str
+    required: bool = True
 
 
 COLUMNS = (
@@ -44,6 +46,22 @@ COLUMNS = (
     Column(8, "ingest_ts", "timestamptz", DICTIONARY, "When its segment was committed"),
 )
 """Of the encodings tried, these make the smallest files (docs/decisions/0001-transform-engine.md)."""
+
+EXACT_COLUMNS = {
+    "none": (),
+    "text": (
+        Column(9, "price_text", "string", "DELTA_BYTE_ARRAY", "The price as it was sent", required=False),
+        Column(10, "quantity_text", "string", "DELTA_BYTE_ARRAY", "The quantity as it was sent", required=False),
+    ),
+    "decimal": (
+        Column(11, "price_decimal", "decimal", DICTIONARY, "The price; NULL if it does not fit", required=False),
+        Column(12, "quantity_decimal", "decimal", DICTIONARY, "The quantity; NULL if it does not fit", required=False),
+    ),
+}
+"""What a mapping's ``contract.exact`` adds. The ids are fixed, because data files are written by who cannot see the
+table; the publisher adds the columns to a table that lacks them, and its older files read as NULL there."""
+OPTIONAL = tuple(column for columns in EXACT_COLUMNS.values() for column in columns)
+DECIMAL_PRECISION, DECIMAL_SCALE = 38, 18
 
 SORT_FIELDS = ("exchange", "symbol", "trade_ts")
 """Equal times are ordered by trade id as a number, which Iceberg cannot express over a text column."""
@@ -62,38 +80,54 @@ PROPERTIES = {
 }
 
 
-def arrow_schema() -> Any:
+def arrow_schema(columns: Sequence[Column] = COLUMNS) -> Any:
     """The Arrow schema of a data file. ``PARQUET:field_id`` becomes the field id that Iceberg reads columns by.
 
     Text of few values is handed over as codes (a third of the writer's time otherwise); in the file it is plain text.
     """
     import pyarrow as pa
 
-    types = {"string": pa.string(), "double": pa.float64(), "timestamptz": pa.timestamp("us", "UTC")}
+    types = {
+        "string": pa.string(),
+        "double": pa.float64(),
+        "timestamptz": pa.timestamp("us", "UTC"),
+        "decimal": pa.decimal128(DECIMAL_PRECISION, DECIMAL_SCALE),
+    }
     codes = pa.dictionary(pa.int8(), pa.string())
     return pa.schema(
         [
             pa.field(
                 c.name,
                 codes if c.kind == "string" and c.encoding == DICTIONARY else types[c.kind],
-                nullable=False,
+                nullable=not c.required,
                 metadata={b"PARQUET:field_id": str(c.field_id).encode()},
             )
-            for c in COLUMNS
+            for c in columns
         ]
     )
 
 
 def iceberg_schema() -> Any:
     from pyiceberg.schema import Schema
-    from pyiceberg.types import DoubleType, NestedField, PrimitiveType, StringType, TimestamptzType
 
-    types: dict[str, PrimitiveType] = {"string": StringType(), "double": DoubleType(), "timestamptz": TimestamptzType()}
-    return Schema(
-        *(
-            NestedField(field_id=c.field_id, name=c.name, field_type=types[c.kind], required=True, doc=c.doc)
-            for c in COLUMNS
-        )
+    return Schema(*(iceberg_field(column) for column in COLUMNS))
+
+
+def iceberg_field(column: Column) -> Any:
+    from pyiceberg.types import DecimalType, DoubleType, NestedField, PrimitiveType, StringType, TimestamptzType
+
+    types: dict[str, PrimitiveType] = {
+        "string": StringType(),
+        "double": DoubleType(),
+        "timestamptz": TimestamptzType(),
+        "decimal": DecimalType(DECIMAL_PRECISION, DECIMAL_SCALE),
+    }
+    return NestedField(
+        field_id=column.field_id,
+        name=column.name,
+        field_type=types[column.kind],
+        required=column.required,
+        doc=column.doc,
     )
 
 

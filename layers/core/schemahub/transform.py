@@ -20,17 +20,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import zstandard
 
+from schemahub import exactness
 from schemahub.batches import Batch, DataFile, Manifest, manifest_key, quarantine_key
 from schemahub.datafiles import DayFiles, WrittenFile, statistics
 from schemahub.errors import CorruptState, QuarantineExceeded, RawMissing, UnmappedField
 from schemahub.mapping_sql import LATEST_AFTER_COMMIT_US, REASONS, SIDES, rows_sql, transform_sql
 from schemahub.mappings import Mapping
 from schemahub.objects import ObjectStore
-from schemahub.streams import Segment
-from schemahub.table import DATA_PREFIX, PARTITION
+from schemahub.streams import TRADES, Segment
+from schemahub.table import COLUMNS, DATA_PREFIX, EXACT_COLUMNS, PARTITION, Column
 
 BATCH_ROWS = 125_000
 DEFAULT_MEMORY = "320MB"
+TEXTS = ", price_text, quantity_text"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Transformed:
     rows: int
     quarantined: int
     quarantine: Path | None
+    inexact: int
+    unfit: int
 
 
 def transform_files(
@@ -68,18 +72,44 @@ def transform_files(
         register_segments(db, inputs)
         if mapping.on_new_field == "fail":
             _refuse_new_fields(db, mapping, paths)
+        source = _Source(db, mapping, paths)
+        texts = TEXTS if mapping.exact != "none" else ""
         db.execute(
-            f"CREATE TEMP TABLE mapped AS SELECT * EXCLUDE (line) FROM "
-            f"({transform_sql(mapping, rows_sql(mapping, paths))})"
+            f"CREATE TEMP TABLE mapped AS SELECT segment, id, price, quantity, side, trade_us, reason, odd{texts} FROM "
+            f"({transform_sql(mapping, source.rows())})"
         )
-        bad = _count(db, segments)
-        files = DayFiles(folder)
-        ascending = _write_sorted(db, files, segments)
+        bad, odd = _count(db, segments)
+        files = DayFiles(folder, (*COLUMNS, *EXACT_COLUMNS[mapping.exact]))
+        ascending = _write_sorted(db, files, segments, mapping.exact)
         if bad or not ascending:
             _refuse_duplicates(db, segments)
-        quarantine = _quarantine(db, mapping, paths, bad, folder) if bad else None
+        quarantine = _quarantine(db, mapping, source, bad, folder) if bad else None
+        inexact = source.inexact(odd)
         written = files.close()
-    return Transformed(tuple(written), sum(s.count for s in segments) - bad, bad, quarantine)
+    good = sum(s.count for s in segments) - bad
+    unfit = sum(sum(statistics(f.footer, files.columns)["nulls"].values()) for f in written)
+    return Transformed(tuple(written), good, bad, quarantine, inexact, unfit)
+
+
+class _Source:
+    """The rows of a batch's raw files, read the quick way, or by Python where DuckDB would print numbers anew."""
+
+    def __init__(self, db: duckdb.DuckDBPyConnection, mapping: Mapping, paths: Sequence[str]) -> None:
+        self.db, self.mapping, self.paths = db, mapping, paths
+        self.parsed = mapping.exact != "none" and exactness.holds_numbers(db, mapping, paths)
+
+    def rows(self, *, with_lines: bool = False) -> str:
+        """A FROM clause's query; good for one reading."""
+        if not self.parsed:
+            return rows_sql(self.mapping, self.paths, with_lines=with_lines)
+        self.db.register("parsed", exactness.parsed_rows(self.mapping, self.paths))
+        return "SELECT * FROM parsed"
+
+    def inexact(self, odd: int) -> int:
+        """Prices and quantities of good rows that a double cannot carry; ``odd`` rows may have some."""
+        if not self.parsed and exactness.sends_numbers(self.mapping, map(Path, self.paths)):
+            return exactness.count_inexact_numbers(self.db, self.mapping, self.paths)
+        return exactness.count_inexact(self.db, self.mapping, self.rows()) if odd else 0
 
 
 def open_engine(
@@ -124,31 +154,33 @@ def _refuse_new_fields(db: duckdb.DuckDBPyConnection, mapping: Mapping, paths: S
         raise UnmappedField(f"{mapping.exchange} sends {', '.join(new)[:200]}, which its mapping does not name")
 
 
-def _count(db: duckdb.DuckDBPyConnection, segments: Sequence[Segment]) -> int:
-    """How many rows do not map, after a check that every segment's rows are all here."""
+def _count(db: duckdb.DuckDBPyConnection, segments: Sequence[Segment]) -> tuple[int, int]:
+    """How many rows do not map and how many others are odd, after a check that every segment's rows are all here."""
     counted = {
-        number: (rows, bad)
-        for number, rows, bad in db.execute(
-            "SELECT segment, count(*), count(*) FILTER (reason > 0) FROM mapped GROUP BY segment"
+        number: (rows, bad, odd)
+        for number, rows, bad, odd in db.execute(
+            "SELECT segment, count(*), count(*) FILTER (reason > 0), count(*) FILTER (odd AND reason = 0) "
+            "FROM mapped GROUP BY segment"
         ).fetchall()
     }
     for number, segment in enumerate(segments):
-        rows = counted.get(number, (0, 0))[0]
+        rows = counted.get(number, (0, 0, 0))[0]
         if rows != segment.count:
             raise CorruptState(
                 f"{segment.raw_key} gave {rows} rows, its segment says {segment.count}",
                 stream=segment.stream,
                 span=segment.interval,
             )
-    return sum(bad for _, bad in counted.values())
+    return sum(bad for _, bad, _ in counted.values()), sum(odd for *_, odd in counted.values())
 
 
-def _write_sorted(db: duckdb.DuckDBPyConnection, files: DayFiles, segments: Sequence[Segment]) -> bool:
+def _write_sorted(db: duckdb.DuckDBPyConnection, files: DayFiles, segments: Sequence[Segment], exact: str) -> bool:
     """Stream the good rows, sorted, into ``files``. True if the ids only ever grew, which proves them distinct."""
     stream = segments[0].stream
     committed = pa.array([s.committed_at * 1000 for s in segments], pa.timestamp("us", "UTC"))
     reader = db.execute(
-        "SELECT trade_us, id, price, quantity, side, segment FROM mapped WHERE reason = 0 ORDER BY trade_us, id"
+        f"SELECT trade_us, id, price, quantity, side, segment{TEXTS if exact != 'none' else ''} "
+        "FROM mapped WHERE reason = 0 ORDER BY trade_us, id"
     ).to_arrow_reader(BATCH_ROWS)
     ascending, highest = True, -1
     for batch in reader:
@@ -167,11 +199,19 @@ def _write_sorted(db: duckdb.DuckDBPyConnection, files: DayFiles, segments: Sequ
                     batch.column("quantity"),
                     batch.column("trade_us").cast(pa.timestamp("us", "UTC")),
                     committed.take(batch.column("segment")),
+                    *_exact_columns(batch, exact),
                 ],
                 schema=files.schema,
             )
         )
     return ascending
+
+
+def _exact_columns(batch: pa.RecordBatch, exact: str) -> list[pa.Array]:
+    if exact == "none":
+        return []
+    texts = [batch.column("price_text"), batch.column("quantity_text")]
+    return texts if exact == "text" else [exactness.decimals(t) for t in texts]
 
 
 def _grows(ids: pa.Array) -> bool:
@@ -194,20 +234,18 @@ def _refuse_duplicates(db: duckdb.DuckDBPyConnection, segments: Sequence[Segment
         )
 
 
-def _quarantine(db: duckdb.DuckDBPyConnection, mapping: Mapping, paths: Sequence[str], bad: int, folder: Path) -> Path:
+def _quarantine(db: duckdb.DuckDBPyConnection, mapping: Mapping, source: _Source, bad: int, folder: Path) -> Path:
     """The rows that do not map as compressed JSON lines: reason, segment, original text."""
     rows = db.execute(
-        f"SELECT segment, reason, line FROM ({transform_sql(mapping, rows_sql(mapping, paths, with_lines=True))}) "
+        f"SELECT segment, reason, line FROM ({transform_sql(mapping, source.rows(with_lines=True))}) "
         "WHERE reason > 0 ORDER BY segment, line"
     )
     path, written = folder / "quarantine.jsonl.zst", 0
     with path.open("wb") as out, zstandard.ZstdCompressor(level=3).stream_writer(out) as packed:
         while chunk := rows.fetchmany(10_000):
             for segment, reason, line in chunk:
-                packed.write(
-                    json.dumps({"reason": REASONS[reason], "raw": Path(paths[segment]).name, "line": line}).encode()
-                    + b"\n"
-                )
+                raw = Path(source.paths[segment]).name
+                packed.write(json.dumps({"reason": REASONS[reason], "raw": raw, "line": line}).encode() + b"\n")
             written += len(chunk)
     if written != bad:
         raise CorruptState(f"{mapping.exchange}: {bad} rows do not map, but {written} were found again")
@@ -244,6 +282,7 @@ def transform_batch(
     run_id: str,
     workdir: Path,
     *,
+    rederive: bool = False,
     memory_limit: str = DEFAULT_MEMORY,
     threads: int | None = None,
 ) -> Manifest:
@@ -260,18 +299,27 @@ def transform_batch(
     result = transform_files(mapping, inputs, workdir / "out", memory_limit=memory_limit, threads=threads)
     key = None
     if result.quarantine is not None:
-        key = quarantine_key(batch)
+        key = quarantine_key(batch, run_id if rederive else None)
         objects.put(key, result.quarantine.read_bytes(), {"rows": str(result.quarantined)})
-        if result.quarantined > mapping.quarantine_max_share * batch.count:
+        if result.quarantined > (allowed := tolerated(mapping, batch.count)):
             raise QuarantineExceeded(
-                f"{result.quarantined} of {batch.count} rows do not map (allowed: "
-                f"{mapping.quarantine_max_share:.2%}); see {key}",
+                f"{result.quarantined} of {batch.count} rows do not map (allowed: {allowed}); see {key}",
                 stream=batch.stream,
                 span=batch.interval,
             )
-    manifest = Manifest(batch, tuple(_upload(objects, batch, f) for f in result.files), result.quarantined, key)
+    columns = (*COLUMNS, *EXACT_COLUMNS[mapping.exact])
+    files = tuple(_upload(objects, batch, f, columns) for f in result.files)
+    manifest = Manifest(batch, files, result.quarantined, key, result.inexact, result.unfit)
     objects.put(manifest_key(run_id, batch.batch_id), json.dumps(manifest.to_json()).encode())
     return manifest
+
+
+def tolerated(mapping: Mapping, rows: int) -> int:
+    """How many of a batch's rows the contract lets go to quarantine."""
+    if mapping.on_bad_row == "fail":
+        return 0
+    most = int(mapping.quarantine_max_share * rows)
+    return most if mapping.quarantine_max_rows is None else min(most, mapping.quarantine_max_rows)
 
 
 def _download(objects: ObjectStore, batch: Batch, folder: Path) -> Iterator[tuple[Segment, Path]]:
@@ -284,11 +332,13 @@ def _download(objects: ObjectStore, batch: Batch, folder: Path) -> Iterator[tupl
         yield segment, path
 
 
-def _upload(objects: ObjectStore, batch: Batch, file: WrittenFile) -> DataFile:
+def _upload(objects: ObjectStore, batch: Batch, file: WrittenFile, columns: Sequence[Column]) -> DataFile:
     stream, (first, last) = batch.stream, batch.interval
+    # A re-derivation finds a line's files by their names, and a fill lies inside the range of its stream's.
+    kind = "" if stream.dataset == TRADES else f"{stream.dataset}_"
     key = (
-        f"{DATA_PREFIX}{PARTITION}={file.day.isoformat()}/{stream.exchange.upper()}_{stream.product}_{first:020d}_"
-        f"{last:020d}_{file.sha256[:8]}.parquet"
+        f"{DATA_PREFIX}{PARTITION}={file.day.isoformat()}/{stream.exchange.upper()}_{stream.product}_{kind}"
+        f"{first:020d}_{last:020d}_{file.sha256[:8]}.parquet"
     )
     objects.put_new(key, file.path)  # False: the same bytes are there already
     return DataFile(
@@ -297,5 +347,5 @@ def _upload(objects: ObjectStore, batch: Batch, file: WrittenFile) -> DataFile:
         sha256=file.sha256,
         record_count=file.footer.num_rows,
         file_size=file.path.stat().st_size,
-        **statistics(file.footer),
+        **statistics(file.footer, columns),
     )
