@@ -108,10 +108,10 @@ class Lake:
         self.objects.put_new(segment.raw_key, body)
         return segment
 
-    def transform(self, *segments: Segment, run: str = "run-1") -> Manifest:
+    def transform(self, *segments: Segment, run: str = "run-1", rederive: bool = False) -> Manifest:
         batch = Batch.of(segments)
         folder = self.workdir / f"{run}-{batch.batch_id}"
-        return transform_batch(self.objects, self.mapping, batch, run, folder, threads=1)
+        return transform_batch(self.objects, self.mapping, batch, run, folder, rederive=rederive, threads=1)
 
     def publish(self, *manifests: Manifest, run: str = "run-1", load: Callable[[], Any] | None = None) -> Published:
         return publish(load or self.table, self.objects, manifests, run, self.mark, self.clock)
@@ -138,7 +138,8 @@ class Lake:
         if not local:
             return []
         answer = duckdb.execute(
-            "SELECT *, epoch_us(trade_ts) AS trade_us, epoch_us(ingest_ts) AS ingest_us FROM read_parquet(?) "
+            "SELECT *, epoch_us(trade_ts) AS trade_us, epoch_us(ingest_ts) AS ingest_us "
+            "FROM read_parquet(?, union_by_name = true) "
             "ORDER BY exchange, symbol, trade_us, trade_id::BIGINT", [local])  # fmt: skip
         names = [d[0] for d in answer.description]
         return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]

@@ -26,7 +26,7 @@ from schemahub.holes import Look, after_look
 from schemahub.lake import Lake as Table
 from schemahub.lake import lake_of
 from schemahub.mappings import load_mapping
-from schemahub.publish import _iceberg_file
+from schemahub.publish import iceberg_file
 from schemahub.runtime import Deps, Settings, build
 from schemahub.streams import Absent, Chunk, Interval, Segment, Stream
 from schemahub.transform import transform_batch
@@ -132,7 +132,7 @@ class World:
         folder = self.lake.workdir / f"damage-{next(_numbers)}"
         objects = self.deps.objects
         (file,) = transform_batch(objects, load_mapping, Batch.of([renamed]), "damage", folder, threads=1).files
-        return _iceberg_file(self.lake.table(), BUCKET, file)
+        return iceberg_file(self.lake.table(), BUCKET, file)
 
     def append(self, stream: Stream, rows: Sequence[dict[str, Any]]) -> None:
         """Rows in the table by somebody else's hand: no property tells of them."""

@@ -70,13 +70,16 @@ def ledger_of(stack: Stack) -> Ledger:
     return Ledger(table, stack.client("dynamodb"))
 
 
+def table_of(stack: Stack) -> Any:
+    """The unified table as it is now."""
+    objects = ObjectStore(stack.bucket, stack.client("s3"))
+    return load_table(LakeCatalog(session_of(stack)), objects, stack.outputs["GlueDatabaseName"], "unified_trades")
+
+
 def table_rows(stack: Stack, stream: Stream) -> list[tuple[Any, ...]]:
     """id, side, price, quantity, time in µs: every row of a stream in the unified table, by id."""
-    session = session_of(stack)
-    objects = ObjectStore(stack.bucket, stack.client("s3"))
-    table = load_table(LakeCatalog(session), objects, stack.outputs["GlueDatabaseName"], "unified_trades")
     return (
-        connect(session, table)
+        connect(session_of(stack), table_of(stack))
         .execute(
             "SELECT CAST(trade_id AS BIGINT), side, price, quantity, epoch_us(trade_ts) FROM trades "
             "WHERE exchange = ? AND symbol = ? ORDER BY 1",
@@ -228,3 +231,18 @@ def failure_names(stack: Stack, outcome: dict[str, Any]) -> set[str]:
                 names.add(client.describe_execution(executionArn=child["executionArn"]).get("error", ""))
                 pending.append(child["executionArn"])
     return names
+
+
+def test_a_rederivation_goes_through_the_deployed_machine(stack: Stack, simulator: Simulator) -> None:
+    """The deployed mapping is the same, so every file comes out as it was: rows, files and old snapshots stay."""
+    ingest(stack, BTC, ETH)
+    before = table_of(stack)
+    rows = {s: table_rows(stack, s) for s in (BTC, ETH)}
+    outcome = run(stack, "TransformStateMachineArn", rederive={"streams": ["coinbase:BTC-USD"]})
+    assert outcome["status"] == "SUCCEEDED", (outcome.get("error"), outcome.get("cause"))
+    said = json.loads(outcome["output"])
+    assert (said["status"], said["rows"], said["rows_before"]) == ("replaced", len(rows[BTC]), len(rows[BTC]))
+    assert said["previous_snapshot_id"] == before.current_snapshot().snapshot_id
+    assert {s: table_rows(stack, s) for s in (BTC, ETH)} == rows
+    refused = run(stack, "TransformStateMachineArn", rederive={"streams": ["coinbase:BTC-USD"], "since": "yesterday"})
+    assert refused["error"] == "BadStateInput"

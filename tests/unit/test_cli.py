@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from schemahub import publishing
+from schemahub.rederive import StreamPlan
+from schemahub.streams import Stream
 from schemahub_cli import athena, executions, live, locks, target
 from schemahub_cli.main import app
 from schemahub_cli.output import StackUnreachable, clock, dollars
@@ -252,3 +255,63 @@ def test_a_stack_that_dies_while_it_is_followed_is_exit_code_3(stack: SimpleName
     result = RUNNER.invoke(app, ["run", "--json"])
     assert result.exit_code == 3
     assert "StackUnreachable" in result.output
+
+
+# --- transform --rederive -----------------------------------------------------------------------------------------
+
+REPLACED = {
+    "status": "replaced", "snapshot_id": 2, "previous_snapshot_id": 1, "rows": 1800, "rows_before": 1799, "files": 4,
+    "files_before": 5, "quarantined": 1, "inexact": 3, "unfit": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("since", "sent"), [
+    ([], {}), (["--since", "17"], {"since": 17}), (["--since", "2024-01-01"], {"since": "2024-01-01"}),
+])  # fmt: skip
+def test_a_rederivation_is_started_even_beside_a_running_transform(
+    stack: SimpleNamespace, states: FakeStates, since: list[str], sent: dict[str, Any]
+) -> None:
+    states.running = [{"machine": TRANSFORM, "executionArn": f"{TRANSFORM}:now", "startDate": START}]
+    states.ends["output"] = json.dumps(REPLACED)
+    named = ["--stream", "coinbase:BTC-USD", "--stream", "coinbase:ETH-USD"]
+    result = RUNNER.invoke(app, ["transform", "--rederive", *named, *since])
+    assert result.exit_code == 0, result.output
+    [started] = states.started
+    assert json.loads(started["input"]) == {
+        "schema_version": 1, "rederive": {"streams": ["coinbase:BTC-USD", "coinbase:ETH-USD"], **sent}}  # fmt: skip
+    shown = " ".join(result.output.split())
+    assert "1,800 rows in 4 files instead of 1,799 in 5" in shown
+    assert "snapshot 2, before it 1" in shown
+    assert "1 rows in quarantine" in shown
+    assert "3 values that a double does not carry exactly" in shown
+
+
+@pytest.mark.parametrize("words", [
+    ["--rederive"], ["--stream", "coinbase:BTC-USD"], ["--since", "1"], ["--rederive", "--since", "2024-01-01"],
+    ["--rederive", "--stream", "coinbase:BTC-USD", "--since", "yesterday"],
+    ["--rederive", "--stream", "coinbase:BTC-USD", "--since", str(2**63)],
+])  # fmt: skip
+def test_a_rederivation_that_cannot_be_meant_starts_nothing(
+    stack: SimpleNamespace, states: FakeStates, words: list[str]
+) -> None:
+    assert RUNNER.invoke(app, ["transform", *words]).exit_code == 2
+    assert states.started == []
+
+
+def test_a_dry_rederivation_shows_what_would_be_made_anew(
+    stack: SimpleNamespace, states: FakeStates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def plan(wanted: Any, deps: Any) -> list[StreamPlan]:
+        asked.append(wanted)
+        one = SimpleNamespace(first=901, last=1000, count=100)
+        return [StreamPlan(Stream("coinbase", "BTC-USD"), 901, "", (one,), 99, 2)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(publishing, "plan_rederivation", plan)
+    words = ["transform", "--rederive", "--stream", "coinbase:BTC-USD", "--since", "950", "--dry-run"]
+    [shown] = document(RUNNER.invoke(app, [*words, "--json"]))["streams"]
+    assert (shown["first"], shown["last"], shown["rows"], shown["quarantined"], shown["files"]) == (901, 1000, 99, 1, 2)
+    assert "1,000" in RUNNER.invoke(app, words).output
+    assert asked[0].since == 950
+    assert states.started == []

@@ -30,6 +30,15 @@ GOOD: dict[type[BaseModel], dict[str, Any]] = {
     events.FetchStep: {k: v for k, v in BASE.items() if k != "execution"} | {"chunk": {"first": 1, "last": 2}},
     events.CommitStep: {**BASE, "plan": PLAN, "final": False},
     events.CloseRun: {"schema_version": 1, "execution": EXECUTION, "run": RUN},
+    events.ListPending: {"schema_version": 1, "execution": EXECUTION, "input": {"schema_version": 1}},
+    events.BatchStep: {"schema_version": 1, "run": RUN, "batch": {}},
+    events.PublishStep: {
+        "schema_version": 1,
+        "execution": EXECUTION,
+        "run": RUN,
+        "bucket": "b",
+        "batches_key": PLAN["chunks_key"],
+    },
 }
 EACH = pytest.mark.parametrize("model", GOOD, ids=lambda m: m.__name__)
 
@@ -200,3 +209,35 @@ def test_a_setting_that_cannot_be_meant_is_named(change: dict[str, str]) -> None
     name, value = next(iter(change.items()))
     with pytest.raises(BadConfig, match=f"SCHEMAHUB_{name}"):
         Settings.from_env({**ENV, f"SCHEMAHUB_{name}": value})
+
+
+def transform_input(**keys: Any) -> dict[str, Any]:
+    return {"schema_version": 1, "execution": EXECUTION, "input": {"schema_version": 1, **keys}}
+
+
+@pytest.mark.parametrize("since", [None, 0, 17, MAX_POSITION, "2024-01-01", "2024-01-01T12:00:00Z"])
+def test_a_rederivation_names_streams_and_where_it_begins(since: Any) -> None:
+    wanted = {"streams": ["coinbase:BTC-USD"], "since": since}
+    parsed = parse_event(events.ListPending, transform_input(rederive=wanted)).input.rederive
+    assert parsed == events.Rederive(streams=["coinbase:BTC-USD"], since=since)
+
+
+@pytest.mark.parametrize("wanted", [
+    {}, [], "x", {"streams": []}, {"streams": "coinbase:BTC-USD"}, {"streams": ["a"], "until": 1}, {"since": 1},
+    {"streams": ["a"], "since": -1}, {"streams": ["a"], "since": 1.5}, {"streams": ["a"], "since": True},
+    {"streams": ["a"], "since": "yesterday"}, {"streams": ["a"], "since": "2024-13-01"}, {"streams": ["a"] * 1001},
+    {"streams": ["a"], "since": MAX_POSITION + 1},
+])  # fmt: skip
+def test_a_rederivation_that_cannot_be_meant_is_refused(wanted: Any) -> None:
+    with pytest.raises(BadStateInput, match="rederive"):
+        parse_event(events.ListPending, transform_input(rederive=wanted))
+
+
+def test_a_misspelt_input_of_transform_is_refused_and_not_taken_for_an_ordinary_one() -> None:
+    with pytest.raises(BadStateInput, match="rederiv"):
+        parse_event(events.ListPending, transform_input(rederiv={"streams": ["coinbase:BTC-USD"]}))
+
+
+def test_transform_takes_what_ingest_starts_it_with() -> None:
+    started = {"AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID": "arn", "run": RUN}
+    assert parse_event(events.ListPending, transform_input(**started)).input.rederive is None

@@ -351,6 +351,40 @@ def test_the_manifest_s_bounds_are_those_of_the_rows(lake: Lake) -> None:
         assert sum(file.column_sizes.values()) < file.file_size
 
 
+@pytest.mark.parametrize(("contract", "allowed"), [
+    ({"quarantine_max_share": 0.1}, 10), ({"quarantine_max_share": 0.1, "quarantine_max_rows": 3}, 3),
+    ({"quarantine_max_share": 0.02, "quarantine_max_rows": 3}, 2), ({"quarantine_max_share": 0.0}, 0),
+    ({"quarantine_max_share": 1.0, "quarantine_max_rows": 0}, 0),
+    ({"quarantine_max_share": 1.0, "quarantine_max_rows": 9, "on_bad_row": "fail"}, 0),
+])  # fmt: skip
+def test_the_contract_says_how_many_rows_may_be_bad(lake: Lake, contract: dict[str, Any], allowed: int) -> None:
+    lake.mapping = lambda _: replace(load_mapping("coinbase"), **contract)
+    for bad in (allowed, allowed + 1):
+        first = 1 + 100 * bad
+        rows = [coinbase_row(i, **({"side": "?"} if i < first + bad else {})) for i in range(first, first + 100)]
+        segment = lake.commit(first, first + 99, rows=rows)
+        if bad == allowed:
+            assert lake.transform(segment).quarantined == allowed
+            continue
+        with pytest.raises(QuarantineExceeded, match=rf"{bad} of 100 rows do not map \(allowed: {allowed}\)"):
+            lake.transform(segment)
+        assert lake.objects.head(quarantine_key(Batch.of([segment]))) is not None
+
+
+def test_what_a_double_loses_is_in_the_manifest_and_in_the_snapshot(lake: Lake) -> None:
+    lake.mapping = lambda _: replace(load_mapping("coinbase"), exact="decimal")
+    odd = {2: {"price": "0.1000000000000000055"}, 3: {"size": "9007199254740993"}, 4: {"price": "1e-30"}}
+    manifest = lake.transform(lake.commit(1, 10, rows=[coinbase_row(i, **odd.get(i, {})) for i in range(1, 11)]))
+    assert (manifest.inexact, manifest.unfit) == (2, 2)
+    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+    outcome = lake.publish(manifest)
+    assert (outcome.inexact, outcome.unfit) == (2, 2)
+    summary = lake.table().current_snapshot().summary.additional_properties
+    assert (summary["schemahub.inexact"], summary["schemahub.unfit"]) == ("2", "2")
+    (task,) = [t for t in lake.table().scan().plan_files() if t.file.record_count]
+    assert task.file.null_value_counts[11] == 2
+
+
 # --- batches ------------------------------------------------------------------------------------------------------
 
 
