@@ -58,6 +58,18 @@ def read_document(text: str, origin: str = "mapping") -> dict[str, Any]:
     Raises:
         BadMapping: with the path of each offending key, and the nearest known one for a key nobody knows.
     """
+    document, problems = document_and_problems(text, origin)
+    if problems:
+        raise BadMapping(f"{origin}: " + "; ".join(problems)[:2000])
+    return document
+
+
+def document_and_problems(text: str, origin: str = "mapping") -> tuple[dict[str, Any], list[str]]:
+    """What stands in a YAML text, and what is wrong with it, each as ``path/of/the/key: what is wrong``.
+
+    Raises:
+        BadMapping: it is no YAML that a mapping could be.
+    """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_FILE_BYTES:
         raise BadMapping(f"{origin} is larger than {MAX_FILE_BYTES // 1024} KiB")
     try:
@@ -72,10 +84,7 @@ def read_document(text: str, origin: str = "mapping") -> dict[str, Any]:
         *_fields_read_twice(document["fields"]),
         *_contradictions(document),
     ]
-    if problems:
-        raise BadMapping(f"{origin}: " + "; ".join(sorted(problems))[:2000])
-    checked: dict[str, Any] = document
-    return checked
+    return document, sorted(problems)
 
 
 def _unknown_placeholders(doc: dict[str, Any]) -> Iterator[str]:
@@ -140,10 +149,19 @@ def _contradictions(doc: dict[str, Any]) -> Iterator[str]:
 
 def _explain(error: Any) -> str:
     where = "/".join(str(p) for p in error.absolute_path) or "(top)"
+    schema = error.schema if isinstance(error.schema, dict) else {}
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
-        known = list(error.schema.get("properties", {}))
+        known = list(schema.get("properties", {}))
         unknown = [k for k in error.instance if k not in known]
         near = [difflib.get_close_matches(k, known, n=1) for k in unknown]
         hints = [f"{k!r}" + (f" (did you mean {n[0]!r}?)" if n else "") for k, n in zip(unknown, near, strict=True)]
         return f"{where}: unknown key {', '.join(hints)}"
-    return f"{where}: {error.message[:200]}"
+    if error.validator == "not":
+        key = ", ".join(map(repr, error.validator_value.get("required", ()))) or "this key"
+        return f"{where}: {key} does not go with the other keys here"
+    if error.validator in ("oneOf", "anyOf") and all("required" in choice for choice in error.validator_value):
+        choices = [" and ".join(choice["required"]) for choice in error.validator_value]
+        return f"{where}: {'one' if error.validator == 'oneOf' else 'at least one'} of {', '.join(choices)} is needed"
+    meant = [schema["description"]] if error.validator in ("pattern", "oneOf") and "description" in schema else []
+    meant += [f"for example {schema['examples'][0]!r}"] if error.validator == "pattern" and "examples" in schema else []
+    return f"{where}: {error.message[:200]}" + (f" ({'; '.join(meant)})" if meant else "")
