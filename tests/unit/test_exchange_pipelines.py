@@ -15,14 +15,14 @@ import duckdb
 import pytest
 
 from local.exchange_sim.server import Server, running
-from schemahub import errors, publishing
+from schemahub import publishing
 from schemahub.mappings import exchanges, load_mapping
 from schemahub.streams import Stream, covers, overlapping
 from tests import oracle
 from tests.unit.pipelines import Pipeline, make_pipeline
 
 QUIET = {"limit": "none", "trades_per_day": 4_000}
-WORLD = {"latency_ms": {"mean": 0, "jitter": 0}, **{name: QUIET for name in exchanges()}}
+WORLD = {"latency_ms": {"mean": 0, "jitter": 0}, **dict.fromkeys(exchanges(), QUIET)}
 NEWEST = sorted(e for e in exchanges() if load_mapping(e).requests.page.asks == "newest")
 POLL_S = {"bybit": 600.0}
 """How long a run may wait for the next one before trades are lost: 60 trades are 1,296 s at 4,000 a day."""
