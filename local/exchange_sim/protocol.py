@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from schemahub.answers import element_of
-from schemahub.mappings import NS, Element, Mapping
+from schemahub.mappings import NS, Mapping
+from schemahub.pointers import Element, element_of, only_list
 
 from .generator import UNIT, Tick
 from .limits import Refused, Verdict
@@ -209,7 +209,7 @@ class Frame:
         self.document = json.loads(example)
         parent, key, rows = None, None, self.document
         for part in pointer.split("/")[1:]:
-            parent, key = rows, _only_list(rows) if part == "*" else int(part) if isinstance(rows, list) else part
+            parent, key = rows, only_list(rows) if part == "*" else int(part) if isinstance(rows, list) else part
             rows = rows[key]
         self.keyed = isinstance(rows, dict)
         self.row = next(iter(rows.values())) if self.keyed else rows[0]
@@ -222,10 +222,6 @@ class Frame:
 
     def around(self, rows: str) -> bytes:
         return f"{self._before}{rows}{self._after}".encode()
-
-
-def _only_list(document: dict[str, Any]) -> str:
-    return next(name for name, value in document.items() if isinstance(value, list))
 
 
 def _at(pointer: str, code: str, document: Any) -> Any:
