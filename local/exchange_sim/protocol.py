@@ -46,8 +46,8 @@ class Protocol:
         self.fields = Fields(id=fields.trade_id, price=fields.price, size=fields.quantity, time=fields.trade_ts)
         self._path = _pattern(mapping.requests.path)
         self._frame = Frame(mapping.requests.example, mapping.requests.rows)
-        self._write = Writer(mapping, self._frame.row)
         self._products = Frame(mapping.products.example, mapping.products.rows)
+        self._write = Writer(mapping, self._frame.row, str(element_of(self._products.row, mapping.products.symbol)))
 
     @property
     def example_quote(self) -> str:
@@ -63,9 +63,9 @@ class Protocol:
         """In which order an answer shows its rows."""
         return self.mapping.requests.page.asks in ("ids_below", "newest")
 
-    def render(self, ticks: Iterable[Tick]) -> list[Row]:
-        """Generated trades as the exchange writes them."""
-        return self._write.rows(ticks)
+    def render(self, name: str, ticks: Iterable[Tick]) -> list[Row]:
+        """Generated trades of the product that the exchange calls ``name``, as it writes them."""
+        return self._write.rows(name, ticks)
 
     def route(self, path: str, query: Query, find: Callable[[str], Listing | None], now_us: int) -> Route:
         """Understand one GET below ``/{exchange}``."""
@@ -246,9 +246,12 @@ def _at(pointer: str, code: str, document: Any) -> Any:
 
 
 class Writer:
-    """Trades in the exchange's own words: the example row with other values."""
+    """Trades in the exchange's own words: the example row with other values.
 
-    def __init__(self, mapping: Mapping, row: Any) -> None:
+    Some exchanges repeat the product in each row; it stands where the example row has ``symbol``, its product.
+    """
+
+    def __init__(self, mapping: Mapping, row: Any, symbol: str) -> None:
         self.mapping = mapping
         fields = mapping.fields
         self._quoted = {e: isinstance(element_of(row, e), str) for e in fields.sources}
@@ -257,15 +260,19 @@ class Writer:
         self._sides = {taker: text if flag else json.dumps(text) for taker, text in said.items()}
         template = json.loads(json.dumps(row))
         slots = dict.fromkeys(fields.sources)
+        for element in template if isinstance(template, dict) else range(len(template)):
+            if element not in slots and template[element] == symbol:
+                template[element] = "\0name"
         for number, element in enumerate(slots):
             template[element] = f"\0{number}"
         text = json.dumps(template, separators=(",", ":")).replace("{", "{{").replace("}", "}}")
+        text = text.replace('"\\u0000name"', '"{name}"')
         for number in range(len(slots)):
             text = text.replace(f'"\\u0000{number}"', f"{{{number}}}")
         self._text, self._slots = text, list(slots)
 
-    def rows(self, ticks: Iterable[Tick]) -> list[Row]:
-        return [(tick[0], self._text.format(*self._values(tick))) for tick in ticks]
+    def rows(self, name: str, ticks: Iterable[Tick]) -> list[Row]:
+        return [(tick[0], self._text.format(*self._values(tick), name=name)) for tick in ticks]
 
     def _values(self, tick: Tick) -> Iterator[str]:
         trade_id, time_us, price, size, buyer_is_maker, _, _ = tick
