@@ -154,6 +154,26 @@ def test_a_saved_answer_is_read_and_a_bad_row_shown_with_its_reason(answer: Path
     assert (bad["refused"], bad["position"]) == ("side is not one of the mapping's", 8)
 
 
+@pytest.mark.parametrize(
+    ("exact", "columns"),
+    [
+        ("text", {"price_text": "64000.10", "quantity_text": "0.5"}),
+        ("decimal", {"price_decimal": "64000.100000000000000000", "quantity_decimal": "0.500000000000000000"}),
+    ],
+)
+def test_exact_columns_are_shown_and_kept(exact: str, columns: dict[str, str], folder: Path) -> None:
+    run("new", "examplex")
+    path = folder / "examplex.yaml"
+    text = path.read_text().replace("# exact: text ", f"exact: {exact} ")
+    path.write_text(text)
+    saved = folder / "answer.json"
+    saved.write_text(parse_mapping(text).requests.example)
+    (row,) = run("try", "examplex", "BTC-USD", "--file", str(saved))["newest"]
+    assert {name: row["unified"][name] for name in columns} == columns
+    run("golden", "examplex", "BTC-USD", "--file", str(saved))
+    assert [one["differences"] for one in run("golden", "--check")] == [[]]
+
+
 def test_people_see_both_beside_each_other(answer: Path) -> None:
     result = RUNNER.invoke(app, ["exchange", "try", "coinbase", "BTC-USD", "--file", str(answer)])
     assert result.exit_code == 0

@@ -84,7 +84,7 @@ def new_exchange(
     It goes to the mappings of this checkout, or to the folder that SCHEMAHUB_MAPPINGS names. It is a whole mapping of
     an imaginary exchange: `try EXCHANGE BTC-USD --simulator` works at once, and `lint` names what is left to say.
 
-    schemahub exchange new examplex --base-url https://api.examplex.example --asks ids_from
+      schemahub exchange new examplex --base-url https://api.examplex.example --asks ids_from
     """
     say = Say(as_json)
     path = scaffold(name, mappings_dir(), base_url, asks)
@@ -99,9 +99,7 @@ def new_exchange(
 def lint_exchanges(
     names: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[EXCHANGE|FILE]...", help="Names of mappings, or paths that end in .yaml. Default: all."
-        ),
+        typer.Argument(metavar="EXCHANGE|FILE", help="Names of mappings, or paths that end in .yaml. Default: all."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -110,8 +108,8 @@ def lint_exchanges(
     The example answers are mapped value by value, the product's symbol must lead back to the product, and the simulator
     that the mapping makes must be read without loss. Each problem is shown with its line and its key.
 
-    schemahub exchange lint
-    schemahub exchange lint examplex drafts/other.yaml
+      schemahub exchange lint
+      schemahub exchange lint examplex drafts/other.yaml
     """
     say = Say(as_json)
     paths = [_path_of(name) for name in names or known_exchanges()]
@@ -149,9 +147,9 @@ def try_exchange(
 
     The unified rows are made by the transform itself; a row that it would quarantine is shown with the reason.
 
-    schemahub exchange try coinbase BTC-USD
-    schemahub exchange try kraken BTC-USD --simulator
-    schemahub exchange try okx BTC-USDT --file answer.json
+      schemahub exchange try coinbase BTC-USD
+      schemahub exchange try kraken BTC-USD --simulator
+      schemahub exchange try okx BTC-USDT --file answer.json
     """
     say = Say(as_json)
     mapping = load_mapping(name)
@@ -194,9 +192,9 @@ def golden(
     Look at the rows once, then commit both files: a later change that reads the answer in another way is exit code 1.
     An answer of a real exchange is its data: see whether its terms let you publish it.
 
-    schemahub exchange golden kraken BTC-USD --simulator
-    schemahub exchange golden okx BTC-USDT --file answer.json
-    schemahub exchange golden --check
+      schemahub exchange golden kraken BTC-USD --simulator
+      schemahub exchange golden okx BTC-USDT --file answer.json
+      schemahub exchange golden --check
     """
     say = Say(as_json)
     home = folder or goldens.default_folder()

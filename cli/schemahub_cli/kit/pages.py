@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -146,12 +147,13 @@ def _transformed(
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a data file but for ``ingest_ts``, which says when and not what."""
+    """The rows of a data file but for ``ingest_ts``, which says when and not what. Exact decimals as text."""
     import pyarrow.parquet as pq
 
     rows: list[dict[str, Any]] = pq.ParquetFile(path).read().drop_columns(["ingest_ts"]).to_pylist()
     for row in rows:
         row["trade_ts"] = row["trade_ts"].astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        row.update({name: f"{value:f}" for name, value in row.items() if isinstance(value, Decimal)})
     return rows
 
 

@@ -144,6 +144,9 @@ def _contradictions(doc: dict[str, Any]) -> Iterator[str]:
     assets = doc.get("assets", {})
     if len(set(assets.values())) < len(assets):
         yield "assets: two of the exchange's assets have the same name of ours"
+    sides = fields["side"].get("values") or fields["side"]["sign"]
+    for side in sorted({"BUY", "SELL"} - set(sides.values())):
+        yield f"fields/side: nothing that the exchange writes means {side}"
     if "sign" in fields["side"] and fields["side"]["from"] != fields["quantity"]["from"]:
         yield "fields/side/sign: only the sign of the quantity says a side"
     if "sign" in fields["side"] and "sign" not in fields["quantity"]:
