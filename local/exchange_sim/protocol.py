@@ -139,8 +139,11 @@ class Protocol:
         return Answer(200, self._frame.around(f"[{','.join(text for _, text in ordered)}]"))
 
     def discovery(self, listings: Iterable[Listing]) -> Answer:
-        """The product list."""
-        rows = {listing.name: self._described(listing) for listing in listings}
+        """The product list. Where it has no word for a status, what is listed trades."""
+        spec = self.mapping.products
+        says = spec.status or spec.disabled
+        shown = [listing for listing in listings if says or listing.status == "online"]
+        rows = {listing.name: self._described(listing) for listing in shown}
         value = rows if self._products.keyed else list(rows.values())
         return Answer(200, self._products.around(json.dumps(value, separators=(",", ":"))))
 
