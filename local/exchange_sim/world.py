@@ -22,6 +22,7 @@ one is an error:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Mapping
@@ -167,7 +168,7 @@ def _exchange(mapping: ExchangeMapping, config: dict[str, Any], seed: int, genes
     _only(config, name, {"products", "trades_per_day", "limit", "latency_ms"})
     protocol, listings = Protocol(mapping), {}
     for product in _products(protocol, config.get("products"), seed, genesis_us, config.get("trades_per_day")):
-        source = Generated(product, protocol.render)
+        source = Generated(product, functools.partial(protocol.render, product.name))
         listings[product.name] = Listing(
             product.name, product.base, product.quote, product.price_decimals, product.status, source
         )

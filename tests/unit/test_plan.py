@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from schemahub import plan
+from schemahub.answers import Row
 from schemahub.errors import BadStateInput, EmptyPage, HeadBehindWatermark, MalformedResponse
-from schemahub.exchanges import Row
 from schemahub.plan import Estimate, Head
 from schemahub.streams import MAX_POSITION, Chunk
 from tests.unit.sources import STREAM, row

@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from schemahub.answers import at_pointer, codes_at, element_of
+from schemahub.answers import codes_at
 from schemahub.errors import MalformedResponse, SchemaHubError, UnknownProduct
 from schemahub.exchanges import Exchange, Product
 from schemahub.mapping_sql import EARLIEST_US
-from schemahub.mappings import NS, Element, Mapping
+from schemahub.mappings import NS, Mapping
+from schemahub.pointers import Element, at_pointer, element_of
 from schemahub.streams import Stream
 from schemahub_cli.kit.pages import SavedAnswer, SimulatedHttp, newest_page, readings
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from schemahub import certificate, evidence, ingest
+from schemahub import certificate, evidence, ingest, ranges
 from schemahub.certificate import Certificate, Document, SignOff, Snapshot
 from schemahub.errors import CorruptState, RawMissing
 from schemahub.evidence import Content, Rows, place_of
@@ -24,6 +24,7 @@ from schemahub.transform import verify_raw
 from schemahub.verify import (
     NOTHING,
     SHIFT,
+    Aside,
     Finding,
     Line,
     Sums,
@@ -109,7 +110,7 @@ def audit(
     chosen = list(streams) or known_streams(deps, lake)
     lines, broken = _read_lines(deps, chosen, watch)
     later = load().published
-    rows, general = _sum(lake, deep, streams, watch)
+    rows, general = _sum(lake, deep, streams, watch, uncounted=[s for s in lines if not lines[s].counted])
     if lake.metadata is not None and not lake.registered:
         general.append(Finding("table_unregistered", "", "the catalog has lost the table; its metadata is in S3"))
     for stream in chosen:
@@ -148,7 +149,12 @@ def _read_lines(
 
 
 def _sum(
-    lake: Lake, deep: bool, only: Sequence[Stream], watch: Watch, within: tuple[int, int] | None = None
+    lake: Lake,
+    deep: bool,
+    only: Sequence[Stream],
+    watch: Watch,
+    within: tuple[int, int] | None = None,
+    uncounted: Sequence[Stream] = (),
 ) -> tuple[dict[evidence.Place, Rows] | None, list[Finding]]:
     """The table's rows in sums (None where it cannot be read), and what is wrong with its files."""
     if lake.metadata is None:
@@ -157,7 +163,7 @@ def _sum(
     found: list[Finding] = []
     try:
         found = evidence.judge_files(lake.objects, evidence.files_of(lake.objects, lake.metadata))
-        return evidence.sum_rows(lake.connect(), deep, only, within), found
+        return evidence.sum_rows(lake.connect(), deep, only, within, uncounted), found
     except (duckdb.Error, FileNotFoundError) as error:
         found.append(Finding("table_unreadable", "", f"{type(error).__name__}: {str(error)[:300]}"))
         return None, found
@@ -173,8 +179,8 @@ def _judge(
     rows: dict[evidence.Place, Rows] | None,
     deep: bool,
     watch: Watch,
-) -> tuple[Verdict, list[Interval]]:
-    """The verdict without a certificate, and the ids that are in quarantine instead of the table."""
+) -> tuple[Verdict, list[Aside]]:
+    """The verdict without a certificate, and what is in quarantine instead of the table."""
     stream, name = line.stream, f"{line.stream.exchange} {line.stream.product}"
     found = judge_line(line) + _judge_mirror(deps, line) + judge_published(line, lake.published, later)
     tick = watch(f"raw objects of {name}", len(line.all))
@@ -186,14 +192,20 @@ def _judge(
         content = evidence.read_raw(deps.objects, mapping, line.all, set(there), tick)
         found += [f for f in content.findings if f.kind != "raw_missing"]  # that was said above
     quarantined = sum(lake.quarantined.get(s, 0) for s in (stream, stream.fills))
-    aside = set(content.quarantined)
-    if quarantined:
-        aside |= set(evidence.quarantined_ids(deps.objects, mapping, stream))
-    mine, gone = (rows or {}).get(place_of(stream), Rows()), list[Interval]()
+    mine, gone = (rows or {}).get(place_of(stream), Rows()), list[Aside]()
+    if rows is not None and line.counted:
+        ids = set(content.quarantined)
+        if quarantined:
+            ids |= set(evidence.quarantined_ids(deps.objects, mapping, stream))
+        wrong, away = _judge_rows(lake, stream, mine, there, runs(sorted(ids)))
+        gone = [Aside(*part, part.size) for part in away]
+        found += wrong + [_changed(stream, bucket) for bucket in evidence.changed(mine, content)] if deep else wrong
+    elif rows is not None:
+        aside = ranges.quarantined_rows(deps.objects, stream, there) if quarantined else {}
+        wrong, gone, _ = _judge_ranges(lake, stream, mapping.by_time, there, aside, content, deep)
+        found += wrong
     if rows is not None:
-        wrong, gone = _judge_rows(lake, stream, mine, there, runs(sorted(aside)))
-        found += wrong + _judge_quarantine(stream, gone, quarantined)
-        found += [_changed(stream, bucket) for bucket in evidence.changed(mine, content)] if deep else []
+        found += _judge_quarantine(stream, gone, quarantined)
     unproved = sum(h.ids for h in line.holes if not h.proved)
     verdict = Verdict(
         stream,
@@ -267,17 +279,40 @@ def _with_all(
     return [bucket_span(b) for b in touched if rows.sums.get(b, NOTHING) != least.get(b, NOTHING)]
 
 
-def _judge_quarantine(stream: Stream, gone: Sequence[Interval], quarantined: int) -> list[Finding]:
+def _judge_ranges(
+    lake: Lake,
+    stream: Stream,
+    by_time: bool,
+    there: Sequence[Segment],
+    aside: Mapping[tuple[int, int], int],
+    content: Content,
+    deep: bool,
+    may: Sequence[Interval] = (),
+    within: tuple[int, int] | None = None,
+) -> tuple[list[Finding], list[Aside], int]:
+    """As ``_judge_rows`` where positions cannot be counted: range by range. Also how many rows there are in all."""
+    db = lake.connect()
+    table = ranges.count_segments(db, stream, by_time, there, deep)
+    found, gone = ranges.judge_ranges(there, table, aside, content.originals)
+    allowed = ranges.count_ranges(db, stream, by_time, [(*part, 0) for part in may])
+    rows = ranges.count_all(db, stream, by_time, within)
+    strays = rows - sum(part.rows for part in [*table, *allowed])
+    if strays:
+        found.append(Finding("rows_stray", str(stream), f"{strays} rows lie in no committed range", within))
+    return found, gone, rows
+
+
+def _judge_quarantine(stream: Stream, gone: Sequence[Aside], quarantined: int) -> list[Finding]:
     """Rows that are not in the table because they are in quarantine: as many as the table's property says."""
-    missing = sum(part.size for part in gone)
+    missing = sum(part.rows for part in gone)
     if missing == quarantined:
         return []
-    message = f"{missing} ids of quarantined rows are not in the table, whose property counts {quarantined}"
+    message = f"{missing} quarantined rows are not in the table, whose property counts {quarantined}"
     return [Finding("rows_missing" if missing > quarantined else "rows_stray", str(stream), message)]
 
 
 def _certify(
-    deps: Deps, lake: Lake, line: Line, verdict: Verdict, aside: Sequence[Interval], sign_off: SignOff
+    deps: Deps, lake: Lake, line: Line, verdict: Verdict, aside: Sequence[Aside], sign_off: SignOff
 ) -> Document:
     stream, snapshot = line.stream, lake.metadata.current_snapshot() if lake.metadata else None
     current = Snapshot(
@@ -288,7 +323,8 @@ def _certify(
         verdict.rows,
     )
     before = certificate.newest(deps.objects, stream)
-    return certificate.issue(line, aside, current, sign_off, before.document if before else None)
+    positions = certificate.positions_of(line, load_mapping(stream.exchange).by_time)
+    return certificate.issue(line, positions, aside, current, sign_off, before.document if before else None)
 
 
 # --- with the lake alone ----------------------------------------------------------------------------------------
@@ -316,17 +352,25 @@ def recheck(lake: Lake, chain: Sequence[Certificate], *, deep: bool = False, wat
             found.append(Finding("published_lost", str(published), "certified, and not in the table any more", gap))
     assert line.mark is not None
     span = (line.mark.low, line.mark.high)
-    rows, general = _sum(lake, deep, [stream], watch, span)
+    rows, general = _sum(lake, deep, [stream], watch, span, () if line.counted else [stream])
     found += general
     mine = (rows or {}).get(place_of(stream), Rows())
+    total = mine.count
     if rows is not None:
-        pending = held(s for s in line.all if s not in set(there))
-        wrong, gone = _judge_rows(lake, stream, mine, there, proved.quarantined, [*pending, *absent(line)], span)
-        found += wrong + _judge_quarantine(stream, gone, sum(part.size for part in proved.quarantined))
-        found += [_changed(stream, bucket) for bucket in evidence.changed(mine, content)] if deep else []
+        may = merge([*held(s for s in line.all if s not in set(there)), *absent(line)])
+        if line.counted:
+            aside = [part[:2] for part in proved.quarantined]
+            wrong, away = _judge_rows(lake, stream, mine, there, aside, may, span)
+            gone = [Aside(*part, part.size) for part in away]
+            found += wrong + [_changed(stream, bucket) for bucket in evidence.changed(mine, content)] if deep else wrong
+        else:
+            least = {(part.first, part.last): part.rows for part in proved.quarantined}
+            wrong, gone, total = _judge_ranges(lake, stream, proved.by_time, there, least, content, deep, may, span)
+            found += wrong
+        found += _judge_quarantine(stream, gone, sum(part.rows for part in proved.quarantined))
     counts = proved.document["counts"]
     return Verdict(
-        stream, tuple(found), (line.mark.low, line.mark.high), counts["trades"], mine.count, counts["absent"],
+        stream, tuple(found), (line.mark.low, line.mark.high), counts["trades"], total, counts["absent"],
         counts["quarantined"], sum(s.count for s in line.all) - sum(s.count for s in there),
         sum(h.ids for h in line.holes if not h.proved), proved.document,
     )  # fmt: skip

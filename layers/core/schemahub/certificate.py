@@ -21,12 +21,14 @@ from schemahub.ledger import Watermark
 from schemahub.objects import ObjectStore
 from schemahub.raw import raw_key
 from schemahub.streams import PREFIX, Absent, Interval, Segment, Stream, gaps, merge, overlapping
-from schemahub.verify import Finding, Line, absent
+from schemahub.verify import Aside, Finding, Line, absent
 
 KIND = "schemahub coverage certificate"
 VERSION = 1
 FOLDER = f"{PREFIX}reports/certificates/"
 DIGITS = 6
+DENSE, SPARSE, TIMES = "dense ids", "sparse ids", "times"
+"""What the positions of a stream are. Only dense ids say of a range how many trades it holds."""
 Document = dict[str, Any]
 
 
@@ -55,8 +57,17 @@ class SignOff:
     """Whether the content of every raw object was read and compared with the rows."""
 
 
+def positions_of(line: Line, by_time: bool) -> str:
+    return TIMES if by_time else DENSE if line.counted else SPARSE
+
+
 def issue(
-    line: Line, quarantined: Sequence[tuple[int, int]], snapshot: Snapshot, sign_off: SignOff, previous: Document | None
+    line: Line,
+    positions: str,
+    quarantined: Sequence[Aside],
+    snapshot: Snapshot,
+    sign_off: SignOff,
+    previous: Document | None,
 ) -> Document:
     """The certificate of a stream in which nothing was found; ``previous`` is the stream's last one."""
     assert line.mark is not None
@@ -74,19 +85,20 @@ def issue(
             "program": sign_off.program,
             "deep": sign_off.deep,
         },
+        "positions": positions,
         "range": [line.mark.low, line.mark.high],
         "counts": {
-            "ids": line.mark.high - line.mark.low + 1,
+            **({"ids": line.mark.high - line.mark.low + 1} if positions == DENSE else {}),
             "trades": sum(s.count for s in line.all),
             "absent": sum(part.size for part in missing),
-            "quarantined": sum(last - first + 1 for first, last in quarantined),
+            "quarantined": sum(part.rows for part in quarantined),
             "rows": snapshot.rows,
         },
         "segments": segments,
         "fills": fills,
         "absent": [[s.first, *a] for s in line.segments for a in s.absent],
         "holes": [_hole(h) for h in line.holes],
-        "quarantined": [list(part) for part in quarantined],
+        "quarantined": [list(part[:2] if positions == DENSE else part) for part in quarantined],
         "table": {
             "metadata": snapshot.metadata,
             "snapshot_id": snapshot.snapshot_id,
@@ -147,7 +159,11 @@ class Certificate:
     document: Document
     line: Line
     published: dict[Stream, list[Interval]]
-    quarantined: tuple[Interval, ...]
+    quarantined: tuple[Aside, ...]
+
+    @property
+    def by_time(self) -> bool:
+        return bool(self.document.get("positions", DENSE) == TIMES)
 
     @property
     def sha256(self) -> str:
@@ -172,8 +188,14 @@ def parse(body: bytes | str, origin: str) -> Certificate:
         for begin, first, last, kind in document["absent"]:
             holes.setdefault(begin, []).append(Absent(first, last, kind))
         at_ms = int(dt.datetime.fromisoformat(document["signed_off"]["at"]).timestamp() * 1000)
-        segments = tuple(_segment(stream, tile, holes.get(tile[0], ()), at_ms) for tile in document["segments"])
-        fills = tuple(_segment(stream.fills, tile, (), at_ms) for tile in document["fills"])
+        positions = document.get("positions", DENSE)
+        if positions not in (DENSE, SPARSE, TIMES):
+            raise ValueError(f"positions {positions!r}")
+        counted = positions == DENSE
+        segments = tuple(
+            _segment(stream, tile, holes.get(tile[0], ()), at_ms, counted) for tile in document["segments"]
+        )
+        fills = tuple(_segment(stream.fills, tile, (), at_ms, counted) for tile in document["fills"])
         table = document["table"]
         published = {
             stream: [Interval(*part) for part in table["published"]],
@@ -181,19 +203,21 @@ def parse(body: bytes | str, origin: str) -> Certificate:
         }
         known = tuple(_read_hole(stream, hole) for hole in document["holes"])
         low, high = document["range"]
-        quarantined = tuple(Interval(*part) for part in document["quarantined"])
+        quarantined = tuple(
+            Aside(first, last, rows[0] if rows else last - first + 1) for first, last, *rows in document["quarantined"]
+        )
     except (ValueError, KeyError, TypeError, AttributeError, CorruptState) as error:
         raise BadCertificate(f"{origin} is not a certificate of this release: {error!r}"[:300]) from error
     line = Line(stream, Watermark(int(low), int(high), 0, at_ms), segments, fills, known)
     return Certificate(stream, document, line, published, quarantined)
 
 
-def _segment(stream: Stream, tile: Sequence[Any], holes: Iterable[Absent], at_ms: int) -> Segment:
+def _segment(stream: Stream, tile: Sequence[Any], holes: Iterable[Absent], at_ms: int, counted: bool) -> Segment:
     first, last, count, sha256 = tile
     if any(type(n) is not int for n in (first, last, count)) or not isinstance(sha256, str):
         raise ValueError(f"{tile!r} is not a segment")
     key = raw_key(stream, first, last, count)
-    return Segment(stream, first, last, count, tuple(holes), key, sha256, "certificate", "", "", at_ms)
+    return Segment(stream, first, last, count, tuple(holes), key, sha256, "certificate", "", "", at_ms, counted)
 
 
 def _read_hole(stream: Stream, document: Document) -> Hole:
@@ -209,16 +233,18 @@ def judge(found: Certificate) -> list[Finding]:
     tiles = [s.interval for s in found.line.segments]
     counts, missing = document["counts"], sum(part.size for part in absent(found.line))
     low, high = document["range"]
+    span = high - low + 1
     wrong = [
         reason
         for reason, holds in (
             ("its segments do not tile its range", merge(tiles) == [Interval(low, high)] and not overlapping(tiles)),
             ("its raw_sha256 is not that of its segments", document["raw_sha256"]
              == _root(document["segments"], document["fills"])),
-            ("its ids are not those of its range", counts["ids"] == high - low + 1),
+            ("its ids are not those of its range", counts.get("ids", span) == span),
             ("its trades are not those of its segments", counts["trades"] == sum(s.count for s in found.line.all)),
             ("its absent ids are not those of its holes", counts["absent"] == missing),
-            ("trades and absent ids do not fill its range", counts["ids"] == counts["trades"] + counts["absent"]),
+            ("trades and absent ids do not fill its range",
+             not found.line.counted or span == counts["trades"] + counts["absent"]),
             ("it publishes what no segment holds", all(
                 not gaps([s.interval for s in found.line.all if s.stream == stream], part)
                 for stream, parts in found.published.items() for part in parts)),

@@ -26,6 +26,7 @@ from schemahub.ledger import Ledger
 from schemahub.mapping_sql import SIDES, rows_sql, transform_sql
 from schemahub.mappings import Mapping
 from schemahub.objects import ObjectStore
+from schemahub.ranges import Originals, read_mapped
 from schemahub.streams import PREFIX, RawObject, Segment, Stream
 from schemahub.table import DATA_PREFIX
 from schemahub.transform import open_engine, register_segments, verify_raw
@@ -107,25 +108,35 @@ HASH = "hash(id, price, quantity, side, us)"
 
 
 def sum_rows(
-    db: Any, deep: bool, only: Sequence[Stream] = (), within: tuple[int, int] | None = None
+    db: Any,
+    deep: bool,
+    only: Sequence[Stream] = (),
+    within: tuple[int, int] | None = None,
+    uncounted: Sequence[Stream] = (),
 ) -> dict[Place, Rows]:
     """Sum up the view ``trades`` in one pass. ``deep`` reads all columns, otherwise only the ids are read.
 
-    ``only`` some streams, and of these only ids ``within`` a range (then rows without a readable id are left out).
+    Rows of ``uncounted`` streams are only counted (as unreadable). ``only`` some streams, and of these only ids
+    ``within`` a range (then rows without a readable id are left out).
 
     Raises:
         duckdb.Error: a file of the table cannot be read.
     """
-    wanted = ", ".join(f"('{exchange}', '{symbol}')" for exchange, symbol in sorted({place_of(s) for s in only}))
+    wanted, apart = (
+        ", ".join(f"('{exchange}', '{symbol}')" for exchange, symbol in sorted({place_of(s) for s in listed}))
+        for listed in (only, uncounted)
+    )
     where = f"WHERE (exchange, symbol) IN ({wanted})" if wanted else ""
+    no_id = f"WHEN (exchange, symbol) IN ({apart}) THEN NULL" if apart else ""
     cut = f"WHERE id BETWEEN {int(within[0])} AND {int(within[1])}" if within else ""
     columns = ", price, quantity, side, epoch_us(trade_ts) AS us" if deep else ""
     # The cast takes '1.0' and '007' for integers: only what reads back the same is an id.
     answer = db.execute(f"""
 SELECT exchange, symbol, id >> {SHIFT}, count(*), sum(place), sum(place * place), sum(place * place * place),
     {f"sum({HASH})" if deep else "0"}
-FROM (SELECT exchange, symbol, CASE WHEN TRY_CAST(trade_id AS BIGINT)::VARCHAR = trade_id AND trade_id[1] <> '-'
-          THEN trade_id::BIGINT END AS id, id & {SPAN - 1} AS place{columns} FROM trades {where})
+FROM (SELECT exchange, symbol, CASE {no_id}
+          WHEN TRY_CAST(trade_id AS BIGINT)::VARCHAR = trade_id AND trade_id[1] <> '-'
+          THEN TRY_CAST(trade_id AS BIGINT) END AS id, id & {SPAN - 1} AS place{columns} FROM trades {where})
 {cut} GROUP BY ALL""")
     found: dict[Place, Rows] = {}
     while chunk := answer.fetchmany(10_000):
@@ -226,6 +237,8 @@ class Content:
 
     rows: Rows = field(default_factory=Rows)
     quarantined: list[int] = field(default_factory=list)
+    originals: Originals = field(default_factory=Originals)
+    """Of streams whose positions cannot be counted."""
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -286,12 +299,17 @@ def _sum_raw(
         register_segments(db, inputs)
         source = transform_sql(mapping, rows_sql(mapping, [str(path) for _, path in inputs]))
         sides = " ".join(f"WHEN {number} THEN '{side}'" for number, side in enumerate(SIDES))
+        counted = all(segment.counted for segment, _ in inputs)
+        place = f", id & {SPAN - 1} AS place" if counted else ""
         db.execute(f"""CREATE TEMP TABLE mapped AS SELECT id, price, quantity, CASE side {sides} END AS side,
-            trade_us AS us, reason, id & {SPAN - 1} AS place, segment FROM ({source})""")
-        counted: dict[int, dict[int, Sums]] = {number: {} for number in range(len(inputs))}
+            trade_us AS us, reason{place}, segment FROM ({source})""")
+        if not counted:
+            content.findings += read_mapped(db, [segment for segment, _ in inputs], content.originals)
+            return
+        summed: dict[int, dict[int, Sums]] = {number: {} for number in range(len(inputs))}
         for number, bucket, sums, _ in _bucketed(db, "segment", "reason NOT IN (1, 2)", "0"):
-            counted[number][bucket] = sums
-        for (segment, _), sums_found in zip(inputs, counted.values(), strict=True):
+            summed[number][bucket] = sums
+        for (segment, _), sums_found in zip(inputs, summed.values(), strict=True):
             if sums_found != sums_of(held([segment])):
                 message = f"{segment.raw_key} does not hold the ids that its segment says"
                 content.findings.append(Finding("raw_corrupt", str(segment.stream), message, segment.interval))

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import yaml
 from jsonschema import Draft202012Validator
 
-from schemahub.errors import BadMapping
+from schemahub.errors import BadMapping, MalformedResponse
+from schemahub.pointers import at_pointer, members
 
 SCHEMA = json.loads(Path(__file__).with_name("mapping.schema.json").read_text())
 MAX_FILE_BYTES = 64 * 1024
@@ -83,6 +84,8 @@ def document_and_problems(text: str, origin: str = "mapping") -> tuple[dict[str,
         *_unkept_limits(document["limits"]),
         *_fields_read_twice(document["fields"]),
         *_contradictions(document),
+        *_codes_with_two_meanings(document.get("errors", {})),
+        *_examples_that_do_not_fit(document),
     ]
     return document, sorted(problems)
 
@@ -149,10 +152,54 @@ def _contradictions(doc: dict[str, Any]) -> Iterator[str]:
     if "sign" in fields["side"] and "sign" not in fields["quantity"]:
         yield "fields/quantity/sign: must be `ignore` where the sign says the side"
 
+    given = [requests.get("size_parameter"), requests["page"].get("parameter"), *requests.get("query", {})]
+    for name in sorted({n for n in given if n and given.count(n) > 1}):
+        yield f"requests: the parameter {name!r} is given twice"
+    if not requests.get("unknown_product_status") and "unknown_product" not in doc.get("errors", {}):
+        yield "requests: neither a status nor a code of `errors` means that a product is unknown"
+
+
+def _codes_with_two_meanings(errors: dict[str, Any]) -> Iterator[str]:
+    codes = [code for name, listed in errors.items() if name != "at" for code in listed]
+    for code in sorted({c for c in codes if codes.count(c) > 1}):
+        yield f"errors: {code!r} has two meanings"
+
+
+def _examples_that_do_not_fit(doc: dict[str, Any]) -> Iterator[str]:
+    """An example shows the form of an answer: one that the rest of the file cannot read is of another answer."""
+    products, fields = doc["products"], doc["fields"]
+    listed = [products.get(name) for name in ("symbol", "base", "quote", "status", "disabled")]
+    listed += [products.get("pair", {}).get("from"), *products.get("only", {})]
+    wanted = {"requests": [fields[name]["from"] for name in fields], "products": [e for e in listed if e is not None]}
+    for section, elements in wanted.items():
+        where, pointer = f"{section}/example", doc[section]["rows"]
+        try:
+            rows = members(at_pointer(json.loads(doc[section]["example"]), pointer))
+        except (ValueError, RecursionError):
+            yield f"{where}: not JSON"
+            continue
+        except MalformedResponse:
+            rows = []
+        if not rows:
+            yield f"{where}: has no row at {pointer!r}"
+            continue
+        # A product that is a bare text is all of its own fields.
+        bare = section == "products" and isinstance(rows[0], str) and "pair" in products
+        missing = [] if bare else [e for e in dict.fromkeys(elements) if not _has(rows[0], e)]
+        yield from (f"{where}: the row has no {e!r}" for e in missing)
+
+
+def _has(row: Any, element: Any) -> bool:
+    if isinstance(element, int):
+        return isinstance(row, list) and element < len(row)
+    return isinstance(row, dict) and element in row
+
 
 def _explain(error: Any) -> str:
     where = "/".join(str(p) for p in error.absolute_path) or "(top)"
     schema = error.schema if isinstance(error.schema, dict) else {}
+    if error.schema is False:
+        return f"{where}: does not go together with the keys beside it"
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         known = list(schema.get("properties", {}))
         unknown = [k for k in error.instance if k not in known]

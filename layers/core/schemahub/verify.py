@@ -99,6 +99,19 @@ class Line:
         """Segments and fills: everything that names a raw object."""
         return self.segments + self.fills
 
+    @property
+    def counted(self) -> bool:
+        """Whether each position is a trade or named absent; otherwise ``ranges`` verifies the rows."""
+        return all(s.counted for s in self.all)
+
+
+class Aside(NamedTuple):
+    """So many rows of a range are in quarantine instead of the table."""
+
+    first: int
+    last: int
+    rows: int
+
 
 # --- the line ---------------------------------------------------------------------------------------------------
 
@@ -127,7 +140,7 @@ def judge_line(line: Line) -> list[Finding]:
 
 def _judge_segment(segment: Segment) -> Finding | None:
     try:
-        RawObject(segment.raw_key, segment.first, segment.last, segment.count, segment.sha256, segment.absent).check()
+        committed_object(segment).check()
     except CorruptState as error:
         return Finding("segment_wrong", str(segment.stream), error.reason, segment.interval)
     if segment.raw_key != raw_key(segment.stream, segment.first, segment.last, segment.count):
@@ -186,6 +199,13 @@ def judge_mirror(line: Line, body: bytes | None) -> list[Finding]:
 # --- raw --------------------------------------------------------------------------------------------------------
 
 
+def committed_object(segment: Segment) -> RawObject:
+    """The raw object that a segment says there is."""
+    return RawObject(
+        segment.raw_key, segment.first, segment.last, segment.count, segment.sha256, segment.absent, segment.counted
+    )
+
+
 def judge_raw(segment: Segment, found: RawObject | str | None) -> Finding | None:
     """What an object's metadata says against what was committed; text says why the metadata cannot be read."""
     name = str(segment.stream)
@@ -193,12 +213,12 @@ def judge_raw(segment: Segment, found: RawObject | str | None) -> Finding | None
         return Finding("raw_missing", name, f"{segment.raw_key} is gone or has no metadata", segment.interval)
     if isinstance(found, str):
         return Finding("raw_metadata", name, found, segment.interval)
-    committed = RawObject(segment.raw_key, segment.first, segment.last, segment.count, segment.sha256, segment.absent)
+    committed = committed_object(segment)
     if found == committed:
         return None
     differs = [
         field
-        for field in ("first", "last", "count", "sha256", "absent")
+        for field in ("first", "last", "count", "sha256", "absent", "counted")
         if getattr(found, field) != getattr(committed, field)
     ]
     message = f"the metadata of {segment.raw_key} is not what was committed: {', '.join(differs)}"
