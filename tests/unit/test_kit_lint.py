@@ -87,9 +87,9 @@ def test_a_slip_in_the_form_is_named_with_its_line(
 
 
 def test_all_problems_come_at_once_in_the_order_of_the_lines(tmp_path: Path) -> None:
-    slips = [("fields.price.from", "prise"), ("symbol", "{base}{quote}"), ("exchange", "coinbas")]
+    slips = [("fields.trade_ts.precision", "s"), ("symbol", "{base}{quote}"), ("exchange", "coinbas")]
     found = lint(changed("coinbase", tmp_path, *slips))
-    assert [problem.where for problem in found] == ["exchange", "symbol", "fields/price/from"]
+    assert [problem.where for problem in found] == ["exchange", "symbol", "fields/trade_ts/precision"]
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from schemahub.answers import codes_at
-from schemahub.errors import MalformedResponse, SchemaHubError, UnknownProduct
+from schemahub.errors import SchemaHubError, UnknownProduct
 from schemahub.exchanges import Exchange, Product
 from schemahub.mapping_sql import EARLIEST_US
 from schemahub.mappings import NS, Mapping
-from schemahub.pointers import Element, at_pointer, element_of
+from schemahub.pointers import at_pointer, element_of, members
 from schemahub.streams import Stream
 from schemahub_cli.kit.pages import SavedAnswer, SimulatedHttp, newest_page, readings
 
@@ -38,13 +38,10 @@ def checks(mapping: Mapping) -> Iterator[str]:
 
 
 def _questions(mapping: Mapping) -> Iterator[str]:
-    """What is asked for: a product, and no parameter twice."""
+    """What is asked for: a product, and by windows the shortest that will do."""
     spec = mapping.requests
     if "{symbol}" not in spec.path + "".join(spec.query.values()):
         yield "requests: nothing names the product: {symbol} stands neither in `path` nor in `query`"
-    names = [*spec.query, *spec.page.query, *filter(None, (spec.size_parameter, spec.page.parameter))]
-    for name in sorted({n for n in names if names.count(n) > 1}):
-        yield f"requests: the parameter {name!r} would be sent twice"
     lengths = [window.seconds for window in spec.page.windows]
     if lengths != sorted(lengths):
         yield "requests/page/windows: the shortest must come first"
@@ -53,16 +50,8 @@ def _questions(mapping: Mapping) -> Iterator[str]:
 def _codes(mapping: Mapping) -> Iterator[str]:
     """Codes and statuses that mean two things, or nothing."""
     errors, spec, products = mapping.errors, mapping.requests, mapping.products
-    if errors:
-        kinds = {name: getattr(errors, name) for name in ("ok", "unknown_product", "slow_down", "unavailable")}
-        for code in sorted({code for codes in kinds.values() for code in codes}):
-            meanings = [name for name, codes in kinds.items() if code in codes]
-            if len(meanings) > 1:
-                yield f"errors/{meanings[1]}: {code!r} stands in `{meanings[0]}` too"
-        if errors.ok and not codes_at(spec.example.encode(), errors.at):
-            yield f"errors/at: the example answer has no code at {errors.at!r}, but `ok` names codes"
-    if not spec.unknown_product_status and not (errors and errors.unknown_product):
-        yield "requests: nothing tells an unknown product: `unknown_product_status` or `errors/unknown_product`"
+    if errors and errors.ok and not codes_at(spec.example.encode(), errors.at):
+        yield f"errors/at: the example answer has no code at {errors.at!r}, but `ok` names codes"
     for status in sorted({*spec.unknown_product_status} & {*mapping.limits.slow_down_status}):
         yield f"limits/slow_down_status: {status} means an unknown product too (requests/unknown_product_status)"
     for word in sorted({*products.online} & {*products.delisted}):
@@ -108,15 +97,7 @@ def _product_example(mapping: Mapping) -> tuple[Product | None, list[str]]:
 def _why_unlisted(mapping: Mapping, rows: Any) -> str:
     """Why the first row of the product list is no product of ours."""
     spec = mapping.products
-    row = next(iter(rows.values() if isinstance(rows, dict) else rows), None)
-    if row is None:
-        return "products/example: holds no product: leave one in it"
-    named: dict[str, Element | None] = {"base": spec.base, "quote": spec.quote, "symbol": spec.symbol}
-    if spec.pair:
-        named["pair/from"] = spec.pair.element
-    for key, element in named.items():
-        if element is not None and (hint := _absent(row, element)):
-            return f"products/{key}: {hint}"
+    row = members(rows)[0]
     for name, allowed in spec.only.items():
         if str(element_of(row, name)) not in allowed:
             return (
@@ -138,43 +119,11 @@ def _why_unlisted(mapping: Mapping, rows: Any) -> str:
     )
 
 
-def _absent(row: Any, element: Element) -> str:
-    """A hint if a row has nothing at ``element``; empty if it does."""
-    if isinstance(row, str) or element_of(row, element) is not None:
-        return ""
-    if isinstance(row, dict):
-        near = [
-            *difflib.get_close_matches(str(element), list(row), n=1),
-            *(name for name in row if str(element) in name),
-        ]
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(row)}"
-        return f"the example's row has no {element!r} ({hint})"
-    return f"the example's row has no place {element} (it has {len(row)}, counted from 0)"
-
-
 def _page_example(mapping: Mapping) -> Iterator[str]:
     """The first row of the example answer, value by value."""
     spec, fields = mapping.requests, mapping.fields
-    try:
-        exact = json.loads(spec.example, parse_float=Decimal)
-        rows = at_pointer(exact, spec.rows)
-    except (ValueError, RecursionError) as error:
-        yield f"requests/example: is not JSON: {' '.join(str(error).split())[:120]}"
-        return
-    except MalformedResponse as error:
-        yield f"requests/rows: {error.reason} (read in the example)"
-        return
-    if not isinstance(rows, list) or not rows:
-        yield f"requests/rows: there is no list of trades at {spec.rows!r} of the example"
-        return
-    row = rows[0]
-    if not isinstance(row, list if fields.in_arrays else dict):
-        there, meant = ("an array", "places (0, 1, …)") if isinstance(row, list) else ("an object", "names of fields")
-        yield f"fields: the example's row is {there}, so `from` must be {meant}"
-        return
-    absent = {role: hint for role, e in zip(ROLES, fields.sources, strict=True) if (hint := _absent(row, e))}
-    yield from (f"fields/{role}/from: {hint}" for role, hint in absent.items())
-    for role in (r for r in ROLES if r not in absent):
+    row = members(at_pointer(json.loads(spec.example, parse_float=Decimal), spec.rows))[0]
+    for role in ROLES:
         yield from _VALUES[role](mapping, element_of(row, getattr(fields, role)))
 
 

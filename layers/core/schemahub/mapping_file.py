@@ -152,7 +152,8 @@ def _contradictions(doc: dict[str, Any]) -> Iterator[str]:
     if "sign" in fields["side"] and "sign" not in fields["quantity"]:
         yield "fields/quantity/sign: must be `ignore` where the sign says the side"
 
-    given = [requests.get("size_parameter"), requests["page"].get("parameter"), *requests.get("query", {})]
+    page = requests["page"]
+    given = [requests.get("size_parameter"), page.get("parameter"), *requests.get("query", {}), *page.get("query", {})]
     for name in sorted({n for n in given if n and given.count(n) > 1}):
         yield f"requests: the parameter {name!r} is given twice"
     if not requests.get("unknown_product_status") and "unknown_product" not in doc.get("errors", {}):
@@ -168,9 +169,13 @@ def _codes_with_two_meanings(errors: dict[str, Any]) -> Iterator[str]:
 def _examples_that_do_not_fit(doc: dict[str, Any]) -> Iterator[str]:
     """An example shows the form of an answer: one that the rest of the file cannot read is of another answer."""
     products, fields = doc["products"], doc["fields"]
-    listed = [products.get(name) for name in ("symbol", "base", "quote", "status", "disabled")]
-    listed += [products.get("pair", {}).get("from"), *products.get("only", {})]
-    wanted = {"requests": [fields[name]["from"] for name in fields], "products": [e for e in listed if e is not None]}
+    pair = {"pair/from": products["pair"]["from"]} if "pair" in products else {}
+    named = {name: products[name] for name in ("symbol", "base", "quote", "status", "disabled") if name in products}
+    listed = {**named, **pair, **{f"only/{name}": name for name in products.get("only", {})}}
+    wanted = {
+        "requests": {f"fields/{name}/from": fields[name]["from"] for name in fields},
+        "products": {f"products/{name}": element for name, element in listed.items()},
+    }
     for section, elements in wanted.items():
         where, pointer = f"{section}/example", doc[section]["rows"]
         try:
@@ -185,8 +190,19 @@ def _examples_that_do_not_fit(doc: dict[str, Any]) -> Iterator[str]:
             continue
         # A product that is a bare text is all of its own fields.
         bare = section == "products" and isinstance(rows[0], str) and "pair" in products
-        missing = [] if bare else [e for e in dict.fromkeys(elements) if not _has(rows[0], e)]
-        yield from (f"{where}: the row has no {e!r}" for e in missing)
+        for key, element in () if bare else elements.items():
+            if not _has(rows[0], element):
+                yield f"{where}: the row has no {element!r}, which {key} names{_hint(rows[0], element)}"
+
+
+def _hint(row: Any, element: Any) -> str:
+    """What a row has instead of ``element``."""
+    if isinstance(row, list):
+        return f" (it is an array of {len(row)}, counted from 0)"
+    if not isinstance(row, dict):
+        return ""
+    near = [*difflib.get_close_matches(str(element), list(row), n=1), *(name for name in row if str(element) in name)]
+    return f" (did you mean {near[0]!r}?)" if near else f" (it has {', '.join(row)[:200]})"
 
 
 def _has(row: Any, element: Any) -> bool:
@@ -198,8 +214,6 @@ def _has(row: Any, element: Any) -> bool:
 def _explain(error: Any) -> str:
     where = "/".join(str(p) for p in error.absolute_path) or "(top)"
     schema = error.schema if isinstance(error.schema, dict) else {}
-    if error.schema is False:
-        return f"{where}: does not go together with the keys beside it"
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         known = list(schema.get("properties", {}))
         unknown = [k for k in error.instance if k not in known]
