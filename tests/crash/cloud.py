@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -241,10 +243,9 @@ class Wire:
 
 def work(cloud: Cloud, line: Connection) -> None:
     """A worker's life: tasks until the line ends."""
-    silence = os.open(os.devnull, os.O_WRONLY)
     if not os.environ.get("SCHEMAHUB_CRASH_LOGS"):
-        os.dup2(silence, 1)
-        os.dup2(silence, 2)
+        logging.disable()
+        sys.stdout = sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")  # metrics, warnings
     botocore_stubber.enabled = False
     time.sleep = lambda seconds: None  # boto3's own pauses
     runtime.deps_from_env = lambda: cloud.deps  # type: ignore[assignment]

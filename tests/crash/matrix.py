@@ -47,6 +47,8 @@ class Verdict:
     lost: int
     duplicated: int
     problems: tuple[str, ...]
+    strayed: bool = False
+    """Another effect was struck than the one that was meant."""
 
     @property
     def clean(self) -> bool:
@@ -165,8 +167,12 @@ def strike(history: History, scenario: Scenario, cell: Cell) -> Verdict:
     if struck != cell.point.effect:
         problems[f"struck {struck} instead"] = None
     return Verdict(
-        cell, max(j.lost for j in judgements), max(j.duplicated for j in judgements), tuple(problems)
-    )  # fmt: skip
+        cell,
+        max(j.lost for j in judgements),
+        max(j.duplicated for j in judgements),
+        tuple(problems),
+        struck != cell.point.effect,
+    )
 
 
 def verdict_of(history: History, scenario: Scenario) -> Judgement:

@@ -5,9 +5,9 @@ Without a crash each of these mutants does its work as the true product does; th
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 from schemahub import ingest, mirror, publish, raw
@@ -67,19 +67,37 @@ def mirror_before_the_commit(deps: Deps) -> None:
     Ledger.commit = mirrored_first  # type: ignore[method-assign, assignment]
 
 
-def commit_what_was_planned(deps: Deps) -> None:
-    """The commit believes that every planned chunk was fetched, instead of looking for its raw object."""
-    look = ingest._finished
+def raw_after_the_commit(deps: Deps) -> None:
+    """Fetched trades are parked elsewhere, and come to their place when their segments are committed."""
+    store, find, commit, put_new = raw.store, raw.find, Ledger.commit, deps.objects.put_new
 
-    def believed(deps: Deps, stream: Any, chunks: list[Chunk]) -> dict[Chunk, Any]:
-        found = look(deps, stream, chunks)
-        for chunk in chunks:
-            count = chunk.last - chunk.first + 1
-            key = raw.raw_key(stream, chunk.first, chunk.last, count)
-            found.setdefault(chunk, RawObject(key, chunk.first, chunk.last, count, hashlib.sha256().hexdigest(), ()))
-        return found
+    def park(key: str, body: bytes, metadata: dict[str, str]) -> bool:
+        return put_new(parked(key), body, metadata) or True
 
-    ingest._finished = believed
+    def find_parked(objects: Any, stream: Any, chunk: Chunk) -> RawObject | None:
+        there = find(objects, stream, chunk)
+        for key in objects.list(parked(f"{stream.raw_prefix}{chunk.first:020d}_{chunk.last:020d}_")):
+            one = raw.describe(objects, key)
+            there = there or (one and replace(one, key=key.replace("/parked/", "/", 1)))
+        return there
+
+    def committed_first(self: Ledger, locks: Any, lease: Any, segments: Sequence[Segment], *rest: Any) -> None:
+        commit(self, locks, lease, segments, *rest)
+        for segment in segments:
+            key = parked(segment.raw_key)
+            put_new(
+                segment.raw_key,
+                deps.objects.get(key) or b"",
+                {k: str(v) for k, v in (deps.objects.head(key) or {}).items()},
+            )
+
+    raw.store = lambda objects, stream, found: store(SimpleNamespace(put_new=park), stream, found)  # type: ignore[arg-type]
+    raw.find = find_parked
+    Ledger.commit = committed_first  # type: ignore[method-assign, assignment]
+
+
+def parked(key: str) -> str:
+    return key.replace("schemahub/", "schemahub/parked/", 1)
 
 
 def list_raw_instead_of_the_ledger(deps: Deps) -> None:
@@ -127,7 +145,7 @@ MUTANTS = (
     Mutant("mark_before_the_snapshot", mark_before_the_snapshot, ("Publish", "manifest list"), "before"),
     Mutant("never_mark_what_the_table_has", never_mark_what_the_table_has, POINTER, "after"),
     Mutant("mirror_before_the_commit", mirror_before_the_commit, ("CommitSegments", "mirror"), "after"),
-    Mutant("commit_what_was_planned", commit_what_was_planned, ("FetchChunk", "slots"), "cut"),
+    Mutant("raw_after_the_commit", raw_after_the_commit, ("CommitSegments", "TransactWriteItems"), "after"),
     Mutant("list_raw_instead_of_the_ledger", list_raw_instead_of_the_ledger, ("FetchChunk", "raw"), "after", "next"),
     Mutant("forget_failed_streams", forget_failed_streams, ("PlanStream", "chunks"), "cut"),
     Mutant("repeat_the_pointer", repeat_the_pointer, POINTER, "lost"),
