@@ -15,9 +15,12 @@ from typing import Any
 
 import psutil
 
+from schemahub.mappings import exchanges
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 START_SECONDS = 20.0
-EXCHANGES = ("coinbase", "binance")
+EXCHANGES = tuple(exchanges())
+"""All that have a mapping: each has its simulator."""
 
 
 class SimulatorError(RuntimeError):
