@@ -257,11 +257,7 @@ def account(
     chart_stream = options.streams[0]
     new_trades = sum(p.new for p in proofs)
     chunks = sum(len(s.chunks or ()) for s in progress.streams)
-    pages = sum(
-        -(-c.size // load_mapping(s.stream.exchange).requests.page_size)
-        for s in progress.streams
-        for c in s.chunks or ()
-    )
+    pages = sum(s.requests for s in progress.streams)
     requests = sum(stats[x]["requests"] for x in {s.exchange for s in streams}) if stats else pages
     work = cost.Work(
         streams=len(streams), chunks=chunks, requests=requests, trades=new_trades, seconds=_fetching_s(stats, progress)

@@ -14,6 +14,7 @@ from schemahub.mappings import load_mapping
 from schemahub.streams import Stream
 from schemahub_cli.lake import Bar, Proof
 from schemahub_cli.output import clock, dollars, listing
+from schemahub_cli.positions import place
 
 REFUSALS = ("429", "418")
 MEASURABLE = 100
@@ -109,8 +110,8 @@ def print_report(report: Report, console: Console) -> None:
 def _products(report: Report) -> Table:
     table = listing("stream", show_footer=True, title="unified trades")
     for name, footer in (
-        ("first id", ""),
-        ("last id", ""),
+        ("first", ""),
+        ("last", ""),
         ("trades", f"{report.trades:,}"),
         ("new", f"{report.new:,}"),
         ("missing", str(sum(p.missing for p in report.proofs))),
@@ -121,8 +122,8 @@ def _products(report: Report) -> Table:
     for p in report.proofs:
         table.add_row(
             f"{p.stream.exchange} {p.stream.product}",
-            str(p.first),
-            str(p.last),
+            place(p.stream, p.first),
+            place(p.stream, p.last),
             f"{p.trades:,}",
             f"{p.new:,}",
             _zero(p.missing),

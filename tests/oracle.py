@@ -31,12 +31,17 @@ def listing_of(world: World, exchange: str, product: str) -> Listing:
 def trades(world: World, exchange: str, product: str, first: int, last: int) -> list[Trade]:
     """The trades whose positions lie in ``[first, last]``, by time and id."""
     source = listing_of(world, exchange, product).source
-    if exchange in BY_TIME:
-        begin, end = source.first_at_or_after(-(-first // 1000)), source.first_at_or_after(last // 1000 + 1) - 1
-    else:
-        begin, end = _number(exchange, first), _number(exchange, last + 1) - 1
+    begin, end = numbers(world, exchange, product, first, last)
     found = list(_told(exchange, generator.ticks(source.product, begin, end))) if begin <= end else []  # type: ignore[attr-defined]
     return sorted(found, key=lambda trade: (trade[4], trade[0]))
+
+
+def numbers(world: World, exchange: str, product: str, first: int, last: int) -> tuple[int, int]:
+    """The generator's numbers of these trades, from the first to the last."""
+    source = listing_of(world, exchange, product).source
+    if exchange in BY_TIME:
+        return source.first_at_or_after(-(-first // 1000)), source.first_at_or_after(last // 1000 + 1) - 1
+    return _number(exchange, first), _number(exchange, last + 1) - 1
 
 
 def _told(exchange: str, ticks: Iterator[generator.Tick]) -> Iterator[Trade]:

@@ -11,10 +11,21 @@ from rich.table import Table
 from schemahub import cost
 from schemahub.errors import SchemaHubError
 from schemahub.mappings import load_mapping
-from schemahub.plan import Estimate, estimate
+from schemahub.paging import Expected
 from schemahub.runtime import Deps
 from schemahub.streams import Chunk, Segment, Stream
 from schemahub_cli.output import clock, dollars, listing
+from schemahub_cli.positions import place
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a plan will take: minutes are those at the exchange's limit. Where ids are not dense, trades are a guess."""
+
+    chunks: int
+    trades: int
+    requests: int
+    minutes: float
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ class StreamForecast:
             "first": self.first,
             "last": self.last,
             "chunks": self.estimate.chunks,
-            "trades": self.estimate.positions,
+            "trades": self.estimate.trades,
             "requests": self.estimate.requests,
             "minutes": round(self.estimate.minutes, 2),
             "error": self.error,
@@ -52,7 +63,7 @@ class Forecast:
 
     @property
     def trades(self) -> int:
-        return sum(s.estimate.positions for s in self.streams)
+        return sum(s.estimate.trades for s in self.streams)
 
     @property
     def minutes(self) -> float:
@@ -82,13 +93,13 @@ class Forecast:
         }
 
 
-def of_stream(stream: Stream, chunks: Sequence[Chunk], limit_share: float = 1.0) -> StreamForecast:
-    """The forecast of a stream's chunks."""
-    mapping = load_mapping(stream.exchange)
-    limits = mapping.limits
+def of_stream(stream: Stream, chunks: Sequence[Chunk], expected: Expected, limit_share: float = 1.0) -> StreamForecast:
+    """The forecast of a stream's chunks, when it has the exchange's limit for itself."""
+    limits = load_mapping(stream.exchange).limits
     pages_per_second = limits.amount * limit_share / limits.per_seconds / limits.cost["page"]
-    expected = estimate(chunks, mapping.requests.page_size, pages_per_second)
-    return StreamForecast(stream, chunks[0].first if chunks else None, chunks[-1].last if chunks else None, expected)
+    minutes = expected.requests / pages_per_second / 60
+    estimate = Estimate(len(chunks), expected.trades, expected.requests, minutes)
+    return StreamForecast(stream, chunks[0].first if chunks else None, chunks[-1].last if chunks else None, estimate)
 
 
 def forecast(deps: Deps, streams: Iterable[Stream], seen: Callable[[Stream], None] = lambda stream: None) -> Forecast:
@@ -99,8 +110,8 @@ def forecast(deps: Deps, streams: Iterable[Stream], seen: Callable[[Stream], Non
     for stream in streams:
         seen(stream)
         try:
-            chunks, _ = ingest.chunks_to_fetch(deps, stream, deps.ledger.watermark(stream))
-            planned.append(of_stream(stream, chunks, deps.settings.limit_share))
+            chunks, _, expected = ingest.chunks_to_fetch(deps, stream, deps.ledger.watermark(stream))
+            planned.append(of_stream(stream, chunks, expected, deps.settings.limit_share))
         except SchemaHubError as error:
             # One product that cannot be planned must not hide the plan of all others.
             planned.append(
@@ -111,13 +122,13 @@ def forecast(deps: Deps, streams: Iterable[Stream], seen: Callable[[Stream], Non
 
 def table(plan: Forecast) -> Table:
     """The forecast for people."""
-    shown = listing("stream", numbers=("from id", "to id"), show_footer=True)
+    shown = listing("stream", numbers=("from", "to"), show_footer=True)
     shown.columns[0].footer = f"{len(plan.streams)} streams"
     for name, total in (("chunks", plan.work.chunks), ("requests", plan.requests), ("trades", plan.trades)):
         shown.add_column(name, f"{total:,}", justify="right")
     shown.add_column("at the limit", clock(plan.minutes * 60), justify="right")
     for s in plan.streams:
-        span = ("—", "nothing new") if s.first is None else (str(s.first), str(s.last))
+        span = ("—", "nothing new") if s.first is None else (place(s.stream, s.first), place(s.stream, s.last or 0))
         if s.error:
             span = ("[red]error[/]", f"[red]{s.error.split(':')[0]}[/]")
         shown.add_row(
@@ -125,7 +136,7 @@ def table(plan: Forecast) -> Table:
             *span,
             f"{s.estimate.chunks:,}",
             f"{s.estimate.requests:,}",
-            f"{s.estimate.positions:,}",
+            f"{s.estimate.trades:,}",
             clock(s.estimate.minutes * 60),
         )
     return shown

@@ -11,14 +11,16 @@ from schemahub.errors import BadQuery
 from schemahub.holes import absent_now
 from schemahub.ledger import Ledger
 from schemahub.streams import Stream
+from schemahub_cli.positions import by_time
 from schemahub_cli.target import Target
 
 COUNT = """
-WITH marks(exchange, symbol, low, high) AS (VALUES {marks}),
-     rows AS (SELECT exchange, symbol, CAST(trade_id AS BIGINT) AS id FROM trades)
-SELECT lower(exchange), symbol, count(*), count(DISTINCT id) FILTER (id BETWEEN low AND high),
-       count(*) FILTER (id NOT BETWEEN low AND high)
-FROM rows JOIN marks USING (exchange, symbol) GROUP BY 1, 2
+WITH marks(exchange, symbol, low, high, by_time) AS (VALUES {marks}),
+     rows AS (SELECT exchange, symbol, low, high, trade_id,
+                     CASE WHEN by_time THEN epoch_us(trade_ts) * 1000 ELSE TRY_CAST(trade_id AS BIGINT) END AS place
+              FROM trades JOIN marks USING (exchange, symbol))
+SELECT lower(exchange), symbol, count(*), count(DISTINCT trade_id) FILTER (place BETWEEN low AND high)
+FROM rows GROUP BY 1, 2
 """
 
 
@@ -69,7 +71,7 @@ class Proof:
     last: int
     trades: int
     absent: int
-    """Ids in the range that no segment and no later fill holds."""
+    """Positions in the range that no segment and no later fill holds: ids, or nanoseconds."""
     missing: int
     duplicates: int
     new: int
@@ -92,16 +94,18 @@ def prove(connection: Any, ledger: Ledger, streams: Iterable[Stream], run: str) 
     if not marks:
         return []
     # Names of streams are letters, digits and dashes (streams.Stream), numbers are integers: safe to write into SQL.
-    values = ", ".join(f"('{s.exchange.upper()}', '{s.product}', {m.low}, {m.high})" for s, m in marks.items())
+    values = ", ".join(
+        f"('{s.exchange.upper()}', '{s.product}', {m.low}, {m.high}, {by_time(s)})" for s, m in marks.items()
+    )
     found = {
         (exchange, symbol): counts
         for exchange, symbol, *counts in connection.execute(COUNT.format(marks=values)).fetchall()
     }
     proofs = []
     for stream, mark in marks.items():
-        segments = list(ledger.segments(stream))
-        absent = sum(part.size for part in absent_now(segments, ledger.segments(stream.fills)))
-        rows, distinct, _strays = found.get((stream.exchange, stream.product), (0, 0, 0))
+        segments, fills = list(ledger.segments(stream)), list(ledger.segments(stream.fills))
+        absent = sum(part.size for part in absent_now(segments, fills))
+        rows, distinct = found.get((stream.exchange, stream.product), (0, 0))
         proofs.append(
             Proof(
                 stream,
@@ -109,7 +113,7 @@ def prove(connection: Any, ledger: Ledger, streams: Iterable[Stream], run: str) 
                 mark.high,
                 rows,
                 absent,
-                missing=mark.high - mark.low + 1 - absent - distinct,
+                missing=sum(s.count for s in [*segments, *fills]) - distinct,
                 duplicates=rows - distinct,
                 new=sum(s.count for s in segments if s.run_id == run),
             )

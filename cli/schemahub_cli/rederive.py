@@ -11,6 +11,7 @@ from rich.table import Table
 
 from schemahub.streams import MAX_POSITION
 from schemahub_cli.output import listing
+from schemahub_cli.positions import place
 
 if TYPE_CHECKING:
     from schemahub.rederive import StreamPlan
@@ -42,8 +43,9 @@ def table(plans: Sequence[StreamPlan]) -> Table:
     """What would be made anew; it begins at a data file's beginning, which may be before what was asked for."""
     shown = listing("stream", title="would be made anew", numbers=("from", "to", "segments", "rows now", "files"))
     for p in plans:
-        values = (p.first, p.segments[-1].last, len(p.segments), p.rows, p.files)
-        shown.add_row(f"{p.stream.exchange} {p.stream.product}", *(f"{value:,}" for value in values))
+        span = (place(p.stream, position) for position in (p.first, p.segments[-1].last))
+        numbers = (f"{value:,}" for value in (len(p.segments), p.rows, p.files))
+        shown.add_row(f"{p.stream.exchange} {p.stream.product}", *span, *numbers)
     return shown
 
 

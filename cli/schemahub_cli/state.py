@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from schemahub import ingest, plan
+from schemahub import ingest
 from schemahub.breaker import CLOSED
 from schemahub.conditional import read
 from schemahub.errors import SchemaHubError
 from schemahub.mappings import load_mapping
 from schemahub.pacing import PacedExchange
+from schemahub.paging import paging_of
 from schemahub.runtime import Deps
 from schemahub.streams import Stream
 from schemahub.throttle import Bucket, SharedBucket
@@ -79,9 +80,9 @@ def _stream(deps: Deps, stream: Stream, pending: int, heads: bool) -> StreamStat
         last = deps.ledger.last_run(stream) or {}
         lag = None
         if heads and mark:
-            settle = load_mapping(stream.exchange).requests.settle_seconds
             page = PacedExchange.of(deps, stream.exchange).newest(stream)
-            lag = max(0, plan.head_of(page, stream, deps.clock.now_ms() * 1000, settle).settled - mark.high)
+            head = paging_of(load_mapping(stream.exchange)).head(page, stream, deps.clock.now_ms() * 1000)
+            lag = max(0, head.settled - mark.high)
         return StreamState(
             stream,
             mark.low if mark else None,

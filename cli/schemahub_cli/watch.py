@@ -24,6 +24,9 @@ from schemahub_cli.target import Target
 LOOK_AHEAD = 16
 """How many unfinished streams a look asks for: more than the Map works on at a time, in the Map's order."""
 
+UNKNOWN_CHUNK = 1_000
+"""Trades that a chunk is taken to hold before any was fetched, if its positions do not say."""
+
 
 class LastRuns(Protocol):
     """Of the ledger, what a watch needs."""
@@ -43,8 +46,21 @@ class StreamProgress:
 
     @property
     def trades(self) -> int:
-        """Positions that the plan covers."""
-        return sum(c.size for c in self.chunks or ())
+        """Trades that the plan covers; where positions do not say, at the pace of the chunks that are done."""
+        chunks, mapping = self.chunks or [], load_mapping(self.stream.exchange)
+        if mapping.counted:
+            return sum(c.size for c in chunks)
+        if self.chunks_done:
+            return -(-self.trades_done * len(chunks) // self.chunks_done)
+        return len(chunks) * min(mapping.requests.page_size, UNKNOWN_CHUNK)
+
+    @property
+    def requests(self) -> int:
+        """Pages that the plan takes, at least."""
+        page_size = load_mapping(self.stream.exchange).requests.page_size
+        if load_mapping(self.stream.exchange).counted:
+            return sum(-(-c.size // page_size) for c in self.chunks or ())
+        return max(len(self.chunks or ()), -(-self.trades // page_size))
 
     @property
     def phase(self) -> str:

@@ -22,6 +22,9 @@ RECORDINGS = ministack.REPOSITORY.parent / "shared" / "data"
 # Fast waits: retry delays and Wait states of the state machines take a tenth of their time.
 WAIT_SCALE = 0.1
 
+# Bybit shows 60 trades a product: only many products make many trades.
+WORLD: dict[str, Any] = {"bybit": {"products": 60, "trades_per_day": 43_200}}
+
 # Back to the beginning, as the recordings are from 2019 and 2021; the cap keeps generated streams short.
 FIRST_RUNS = {"ColdStartHours": "200000", "ColdStartTrades": "13000"}
 
@@ -90,7 +93,7 @@ def simulator_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simu
     home = tmp_path_factory.mktemp("simulator")
     port = ministack.free_port()
     world = home / "world.json"
-    world.write_text(json.dumps({"recordings": recordings()}))
+    world.write_text(json.dumps({**WORLD, "recordings": recordings()}))
     sim_process.start(home, port, world)
     yield Simulator(port)
     sim_process.stop(home)

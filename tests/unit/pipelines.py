@@ -213,13 +213,12 @@ class Pipeline:
         assert list(self.world.deps.ledger.segments(stream)) == []
 
 
-def make_pipeline(aws: boto3.Session, server: Server, folder: Path) -> Pipeline:
+def make_pipeline(aws: boto3.Session, server: Server, folder: Path, **settings: Any) -> Pipeline:
     """Small chunks and a short first run, so that a test takes about a second."""
     clock = Shifted()
     aws.client("glue").create_database(DatabaseInput={"Name": DATABASE})
-    world = make_world(
-        aws, server.url, clock, cold_start_hours=24.0, cold_start_trades=1_400, chunk_pages=1, database=DATABASE
-    )
+    short = {"cold_start_hours": 24.0, "cold_start_trades": 1_400, "chunk_pages": 1, "database": DATABASE}
+    world = make_world(aws, server.url, clock, **{**short, **settings})
     world.deps.rng = random.Random(7)
     return Pipeline(server, Retrying(world.deps), clock, folder)
 

@@ -10,11 +10,14 @@ import duckdb
 import pytest
 from rich.console import Console
 
+from schemahub.mappings import load_mapping
+from schemahub.paging import Expected, paging_of
 from schemahub.plan import to_jsonl
 from schemahub.raw import raw_key
 from schemahub.streams import Absent, Chunk, Stream
 from schemahub_cli import executions, forecast, lake, live
-from schemahub_cli.watch import Progress, Watch, trades_per_second
+from schemahub_cli.positions import extent, place
+from schemahub_cli.watch import Progress, StreamProgress, Watch, trades_per_second
 from tests.unit.test_cli import START, FakeObjects, FakeStates
 
 ARN = "arn:aws:states:us-east-1:1:execution:m:run-1"
@@ -144,8 +147,9 @@ def test_ingest_comes_back_when_all_is_fetched(world: World) -> None:
 
 
 def test_a_forecast_adds_up_and_the_slowest_exchange_decides() -> None:
+    planned = [(BTC, CHUNKS), (ETH, []), (SOL, CHUNKS)]
     plan = forecast.Forecast(
-        [forecast.of_stream(BTC, CHUNKS), forecast.of_stream(ETH, []), forecast.of_stream(SOL, CHUNKS)]
+        [forecast.of_stream(s, c, paging_of(load_mapping(s.exchange)).expected([], c)) for s, c in planned]
     )
     assert (plan.requests, plan.trades, plan.work.chunks) == (40, 39_990, 4)
     assert plan.minutes * 60 == pytest.approx(2.0)  # 20 requests at 10 a second; Binance is faster
@@ -156,6 +160,24 @@ def test_a_forecast_adds_up_and_the_slowest_exchange_decides() -> None:
     assert "3 streams" in text.getvalue()
 
 
+def test_positions_that_are_times_are_shown_as_times_and_their_plan_by_the_pace(world: World) -> None:
+    kraken, second = Stream("kraken", "BTC-USD"), 10**9
+    assert place(BTC, 1_700_000_000_000_000_000) == "1700000000000000000"
+    assert place(kraken, 1_700_000_000_000_000_000) == "2023-11-14T22:13:20Z"
+    assert place(kraken, 1_700_000_000_123_450_999) == "2023-11-14T22:13:20.12345Z"
+    assert [extent(kraken, n) for n in (0, 1_500_000, 65 * second)] == ["0 s", "0.0015 s", "1:05"]
+    chunks = [Chunk(0, 1_000 * second - 1), Chunk(1_000 * second, 2_000 * second - 1)]
+    progress = StreamProgress(kraken, chunks)
+    assert (progress.trades, progress.requests) == (2_000, 2)
+    progress.chunks_done, progress.trades_done = 1, 650
+    assert (progress.trades, progress.requests) == (1_300, 2)
+    planned = forecast.of_stream(kraken, chunks, Expected(1_234, 9))
+    text = io.StringIO()
+    Console(file=text, width=160).print(forecast.table(forecast.Forecast([planned])))
+    assert "1970-01-01T00:33:19.999999Z" in text.getvalue()
+    assert "1,234" in text.getvalue()
+
+
 class Books:
     """A ledger with one committed range of BTC-USD."""
 
@@ -163,7 +185,7 @@ class Books:
         return SimpleNamespace(low=11, high=20) if stream == BTC else None
 
     def segments(self, stream: Stream) -> Iterator[Any]:
-        if stream == BTC.fills:
+        if stream != BTC:
             return
         yield SimpleNamespace(absent=(Absent(13, 13, "exchange_skipped"),), count=4, run_id="old")
         yield SimpleNamespace(absent=(), count=5, run_id="run-1")
@@ -204,6 +226,30 @@ def test_the_proof_finds_what_is_missing_and_what_is_doubled(
     assert (proof.missing, proof.duplicates) == (missing, duplicates)
     assert proof.whole is (missing == duplicates == 0)
     assert (proof.first, proof.last, proof.absent, proof.new) == (11, 20, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "missing", "duplicates"), [("", 0, 0), ("a9", 1, 0), ("twice", 0, 1), ("late", 0, 1)]
+)
+def test_the_proof_of_a_stream_of_times_counts_texts(spoil: str, missing: int, duplicates: int) -> None:
+    bybit, second = Stream("bybit", "BTC-USDT"), 10**9
+
+    class Times:
+        def watermark(self, stream: Stream) -> Any:
+            return SimpleNamespace(low=100 * second, high=200 * second - 1)
+
+        def segments(self, stream: Stream) -> Iterator[Any]:
+            if stream == bybit:
+                yield SimpleNamespace(absent=(Absent(100 * second, 120 * second, "lost"),), count=10, run_id="run-1")
+
+    rows = [(f"a{n}", 150 + n) for n in range(10) if f"a{n}" != spoil]
+    rows += {"twice": [("a1", 151)], "late": [("a77", 200)]}.get(spoil, [])
+    connection = table_of()
+    for trade_id, at in rows:
+        connection.execute("INSERT INTO trades VALUES ('BYBIT', 'BTC-USDT', ?, 1, 1, to_timestamp(?))", [trade_id, at])
+    [proof] = lake.prove(connection, Times(), [bybit], "run-1")  # type: ignore[arg-type]
+    assert (proof.missing, proof.duplicates, proof.absent) == (missing, duplicates, 20 * second + 1)
+    assert [b.trades for b in lake.bars(connection, bybit, 60, 2)] == [len(rows)]
 
 
 def test_bars_are_open_high_low_close_in_order() -> None:

@@ -16,7 +16,7 @@ import duckdb
 import pytest
 
 from local.exchange_sim.server import Server, running
-from schemahub import certificate, publishing, query
+from schemahub import certificate, errors, events, ingest, publishing, query, rebuild
 from schemahub.audit import audit, recheck
 from schemahub.certificate import SignOff
 from schemahub.lake import Lake, lake_of
@@ -128,3 +128,112 @@ def test_verify_proves_it_and_its_certificate_is_enough(pipe: Pipeline, stream: 
     for deep in (False, True):
         verdict = recheck(lake(pipe), chain, deep=deep)
         assert (list(verdict.findings), verdict.rows) == ([], rows)
+
+
+def test_a_killed_run_is_made_whole_by_the_next(pipe: Pipeline, stream: Stream) -> None:
+    """Some chunks are there and a part of them is committed when it dies; the next plan is another one."""
+    world = pipe.world
+    run = world.open(f"{stream.exchange}:{stream.product}")["run"]
+    base = {"execution": world.execution(), "run": run, "stream": stream.to_json()}
+    lock = world.acquire(base)
+    plan = world.call(ingest.plan_stream, events.PlanStep, {**base, "lock": lock})
+    chunks = world.chunks(plan["chunks_key"])
+    for chunk in {**{c["first"]: c for c in (*chunks[: len(chunks) // 2], chunks[-1])}}.values():
+        world.fetch(base, lock, chunk)
+    if len(chunks) > 2:
+        assert world.commit(base, lock, plan)["status"] == "partial"
+    world.deps.locks.release_run(run["arn"])
+    pipe.later(60)
+    pipe.run(stream)
+    assert_exact(pipe, stream, least_of(stream))
+    for chunk in chunks:  # a worker that nobody told
+        world.fetch(base, lock, chunk)
+    assert_exact(pipe, stream, least_of(stream))
+
+
+@pytest.mark.parametrize("exchange", ["kraken", "bitfinex"])
+def test_trades_that_share_their_times_across_pages(aws: boto3.Session, tmp_path: Path, exchange: str) -> None:
+    """A trade each 864 µs: many share a millisecond, some a microsecond; all of the newest answer is too young."""
+    busy = {"limit": "none", "trades_per_day": 100_000_000}
+    with running({**WORLD, exchange: busy}) as server:
+        pipe = make_pipeline(aws, server, tmp_path, cold_start_trades=25_000)
+        stream = Stream(exchange, oracle.streams_of(server.simulator.world, exchange)[0])
+        server.simulator.clock.set(None, None, True)
+        pipe.run(stream)
+        assert_exact(pipe, stream, 10_000)
+        pipe.later(5)
+        pipe.run(stream)
+        rows = table(pipe, stream)
+        assert_exact(pipe, stream, 15_000)
+        ties = Counter(row[4] for row in rows)
+        assert sum(n > 1 for n in ties.values()) > 500
+
+
+@pytest.mark.parametrize("exchange", ["kraken", "bitfinex", "gemini", "okx"])
+def test_history_that_was_pruned_is_said_and_nothing_is_committed(pipe: Pipeline, exchange: str) -> None:
+    world = pipe.server.simulator.world
+    stream = Stream(exchange, oracle.streams_of(world, exchange)[0])
+    pipe.run(stream)
+    rows = assert_exact(pipe, stream, 1_000)
+    mark, listing = pipe.world.deps.ledger.watermark(stream), oracle.listing_of(world, exchange, stream.product)
+    assert mark is not None
+    pipe.later(3600)
+    behind = oracle.numbers(world, exchange, stream.product, mark.low, mark.high)
+    spec = {"exchange": exchange, "product": listing.name, "match": {"ids": [listing.source.first_id, behind[1] + 20]}}
+    pipe.server.simulator.faults.add([{"kind": "missing_forever", **spec}], pipe.server.simulator.clock.now_us())
+    with pytest.raises(errors.IncompletePage):
+        pipe.ingest(stream)
+    assert pipe.world.deps.ledger.watermark(stream) == mark
+    pipe.cure()
+    pipe.run(stream)
+    assert assert_exact(pipe, stream, 1_000) > rows
+
+
+@pytest.mark.parametrize("exchange", NEWEST)
+def test_a_window_that_ran_over_is_a_hole_that_stays_lost(
+    pipe: Pipeline, exchange: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Stream(exchange, oracle.streams_of(pipe.server.simulator.world, exchange)[0])
+    pipe.run(stream)
+    said: list[str] = []
+    monkeypatch.setattr(pipe.world.deps, "call_attention", lambda message, about: said.append(message))
+    pipe.later(3 * 86_400.0)
+    pipe.run(stream)
+    ledger = pipe.world.deps.ledger
+    [lost] = [a for s in ledger.segments(stream) for a in s.absent]
+    mark = ledger.watermark(stream)
+    assert mark is not None
+    assert (lost.kind, len(said)) == ("lost", 1)
+    assert "are lost" in said[0]
+    true = oracle.trades(pipe.server.simulator.world, exchange, stream.product, mark.low, mark.high)
+    kept = [trade for trade in true if not lost.first <= trade[4] * 1000 <= lost.last]
+    assert table(pipe, stream) == kept
+    assert len(true) - len(kept) > 4_000
+    for _ in range(4):
+        pipe.later(3600)
+        assert [(r.filled, r.after.state, r.after.proved) for r in pipe.repair(stream)] == [(0, "lost", False)]
+    assert signed(pipe, stream, True) == []
+    document = certificate.chain_of(pipe.world.deps.objects, stream)[-1].document
+    assert document["counts"]["absent"] == lost.last - lost.first + 1
+    assert recheck(lake(pipe), certificate.chain_of(pipe.world.deps.objects, stream)).findings == ()
+    found = rebuild.rebuild(pipe.world.deps, stream, dry_run=True)
+    assert found is not None
+    assert not found.changed
+
+
+def test_a_lost_ledger_comes_back_from_what_s3_holds(pipe: Pipeline, stream: Stream) -> None:
+    pipe.run(stream)
+    ledger = pipe.world.deps.ledger
+    before, mark = list(ledger.segments(stream)), ledger.watermark(stream)
+    assert mark is not None
+    for item in ledger.table.scan()["Items"]:
+        ledger.table.delete_item(Key={"stream": item["stream"], "item": item["item"]})
+    found = rebuild.rebuild(pipe.world.deps, stream)
+    assert found is not None
+    assert (found.low, found.high, found.segments) == (mark.low, mark.high, len(before))
+    assert [(s.interval, s.count, s.counted) for s in ledger.segments(stream)] == [
+        (s.interval, s.count, s.counted) for s in before
+    ]
+    pipe.later(POLL_S.get(stream.exchange, 600.0))
+    pipe.run(stream)
+    assert_exact(pipe, stream, least_of(stream))

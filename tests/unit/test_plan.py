@@ -7,7 +7,9 @@ import pytest
 from schemahub import plan
 from schemahub.answers import Row
 from schemahub.errors import BadStateInput, EmptyPage, HeadBehindWatermark, MalformedResponse
-from schemahub.plan import Estimate, Head
+from schemahub.mappings import load_mapping
+from schemahub.paging import Expected, paging_of
+from schemahub.plan import Head
 from schemahub.streams import MAX_POSITION, Chunk
 from tests.unit.sources import STREAM, row
 
@@ -116,6 +118,12 @@ def test_a_first_run_within_the_newest_page_asks_nothing() -> None:
     assert plan.cold_start(page, 0, 10**12, 10, lambda p: pytest.fail("asked")) == 99, "nothing is that new"
 
 
-def test_an_estimate_counts_requests_and_minutes_at_the_limit() -> None:
+def test_what_a_plan_takes_is_counted_or_estimated_by_the_pace() -> None:
     chunks = [Chunk(1, 9_999), Chunk(10_000, 19_999), Chunk(20_000, 20_000)]
-    assert plan.estimate(chunks, 1_000, 0.35) == Estimate(3, 20_000, 21, pytest.approx(1.0))
+    assert paging_of(load_mapping("coinbase")).expected([], chunks) == Expected(20_000, 21)
+    second = 10**9
+    page = [Row(n * second, n * 10**6, "", str(n)) for n in range(1, 101)]
+    hours = [Chunk(second, 3_600 * second), Chunk(3_600 * second + 1, 7_200 * second)]
+    # Each answer of 1,000 repeats a trade, and another proves each chunk's end.
+    assert paging_of(load_mapping("kraken")).expected(page, hours) == Expected(7_199, 10)
+    assert paging_of(load_mapping("bybit")).expected(page, hours[:1]) == Expected(60, 1)

@@ -16,9 +16,11 @@ from rich.table import Table
 
 from schemahub.errors import BadInput, LockError, SchemaHubError
 from schemahub.holes import Gap, Hole, merged
+from schemahub.mappings import NS
 from schemahub.streams import Stream
 from schemahub_cli import target
 from schemahub_cli.output import Exit, JsonOption, Say, StackOption, clock, command, listing
+from schemahub_cli.positions import by_time, extent, place
 from schemahub_cli.target import Target
 
 SHOWN = 20
@@ -41,14 +43,30 @@ class StreamGaps:
     def to_json(self) -> dict[str, Any]:
         return {
             **self.stream.to_json(),
-            "missing_ids": sum(h.ids for h in self.holes),
-            "unproved_ids": sum(h.ids for h in self.holes if not h.proved),
-            "filled_ids": sum(h.last - h.first + 1 - h.ids for h in self.holes),
-            "gaps": [_words(asdict(gap)) for gap in self.shown],
+            **self._amounts(
+                missing=sum(h.ids for h in self.holes),
+                unproved=sum(h.ids for h in self.holes if not h.proved),
+                filled=sum(h.last - h.first + 1 - h.ids for h in self.holes),
+            ),
+            "gaps": [self._words(gap) for gap in self.shown],
             "asked": self.asked,
             "came": self.came,
             "error": {"error": type(self.error).__name__, "message": self.error.reason} if self.error else None,
         }
+
+    def _amounts(self, **positions: int) -> dict[str, float]:
+        """Ids, or the seconds of a stream whose positions are times."""
+        if by_time(self.stream):
+            return {f"{name}_seconds": number / NS["s"] for name, number in positions.items()}
+        return {f"{name}_ids": number for name, number in positions.items()}
+
+    def _words(self, gap: Gap) -> dict[str, Any]:
+        """A gap's JSON: the class under the name that the ledger and the docs use, times beside their positions."""
+        words = {"class" if name == "state" else name: value for name, value in asdict(gap).items()}
+        if by_time(self.stream):
+            words |= {"first_time": place(self.stream, gap.first), "last_time": place(self.stream, gap.last)}
+            words |= {"seconds": words.pop("ids") / NS["s"]}
+        return words
 
 
 @command
@@ -145,12 +163,13 @@ def _report(found: list[StreamGaps], repair: bool, dry_run: bool, everything: bo
             yield f"[dim]{name}: {more:,} smaller ranges more; --json lists all[/]"
         if one.asked:
             came = "would come" if dry_run else "came"
-            yield f"{name}: {one.asked:,} holes asked for again, [green]{one.came:,}[/] ids {came}"
+            amount = f"[green]{extent(one.stream, one.came)}[/]{_unit(one.stream)}"
+            yield f"{name}: {one.asked:,} holes asked for again, {amount} {came}"
         if one.error:
             yield f"[red]{name}: {type(one.error).__name__}[/]  {escape(one.error.reason)}"
     if repair and not dry_run and any(one.came for one in found):
         yield "The next run publishes what came; `schemahub transform` does it now."
-    hidden = sum(gap.ids for one in found for gap in merged(one.holes) if gap.proved)
+    hidden = sum(gap.ids for one in found if not by_time(one.stream) for gap in merged(one.holes) if gap.proved)
     if hidden and not everything:
         yield f"[dim]{hidden:,} ids more are proved to be absent (--all)[/]"
     if not any(one.shown for one in found):
@@ -158,16 +177,16 @@ def _report(found: list[StreamGaps], repair: bool, dry_run: bool, everything: bo
 
 
 def _table(found: list[StreamGaps], now_ms: int) -> Table:
-    table = listing("stream", "class", numbers=("first", "last", "ids", "looks", "seen ago"))
+    table = listing("stream", "class", numbers=("first", "last", "ids or time", "looks", "seen ago"))
     table.add_column("evidence")
     for one in found:
         for gap in sorted(sorted(one.shown, key=lambda g: -g.ids)[:SHOWN], key=lambda g: g.first):
             table.add_row(
                 f"{one.stream.exchange} {one.stream.product}",
                 f"[{'green' if gap.proved else 'yellow'}]{gap.state}[/]",
-                str(gap.first),
-                str(gap.last),
-                f"{gap.ids:,}",
+                place(one.stream, gap.first),
+                place(one.stream, gap.last),
+                extent(one.stream, gap.ids),
                 str(gap.looks),
                 clock((now_ms - gap.first_seen) / 1000),
                 escape(gap.evidence),
@@ -175,9 +194,8 @@ def _table(found: list[StreamGaps], now_ms: int) -> Table:
     return table
 
 
-def _words(gap: dict[str, Any]) -> dict[str, Any]:
-    """A gap's JSON: the class under the name that the ledger and the docs use."""
-    return {"class" if name == "state" else name: value for name, value in gap.items()}
+def _unit(stream: Stream) -> str:
+    return "" if by_time(stream) else " ids"
 
 
 def _leave(found: list[StreamGaps]) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from schemahub_cli import executions, state, target
 from schemahub_cli.output import JsonOption, Say, StackOption, clock, command, listing
+from schemahub_cli.positions import extent, place
 
 
 @command
@@ -61,11 +62,11 @@ def _streams(streams: list[state.StreamState], now_ms: int) -> Table:
             table.add_row(f"{s.stream.exchange} {s.stream.product}", f"[red]{s.error}[/]", *[""] * 5)
             continue
         ago = clock((now_ms - s.updated_at) / 1000) if s.updated_at else "never"
-        behind = "" if s.lag is None else ("[green]0[/]" if s.lag == 0 else f"{s.lag:,}")
+        behind = "" if s.lag is None else ("[green]0[/]" if s.lag == 0 else extent(s.stream, s.lag))
         table.add_row(
             f"{s.stream.exchange} {s.stream.product}",
-            _number(s.low),
-            _number(s.high),
+            "—" if s.low is None else place(s.stream, s.low),
+            "—" if s.high is None else place(s.stream, s.high),
             ago,
             behind,
             f"[yellow]{s.pending:,}[/]" if s.pending else "0",
@@ -85,10 +86,6 @@ def _exchanges(exchanges: list[state.ExchangeState]) -> Table:
             _owner(e.lock),
         )
     return table
-
-
-def _number(value: int | None) -> str:
-    return "—" if value is None else str(value)
 
 
 def _owner(arn: str | None) -> str:

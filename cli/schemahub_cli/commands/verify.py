@@ -15,10 +15,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from schemahub.errors import BadCertificate
+from schemahub.errors import BadCertificate, BadProductId
 from schemahub.streams import Stream
 from schemahub_cli import target
 from schemahub_cli.output import Exit, JsonOption, Say, StackOption, clock, command, listing
+from schemahub_cli.positions import extent, place
 
 if TYPE_CHECKING:
     from schemahub.audit import Verdict
@@ -206,10 +207,11 @@ def _table(verdicts: Sequence[Verdict]) -> Table:
         if v.stream is None:
             continue
         mark = f"[red]{len(v.findings)} findings[/]" if v.findings else "[green]whole[/]"
-        absent = f"{v.absent:,}" + (f" [yellow]({v.unproved:,} open)[/]" if v.unproved else "")
+        unproved = f" [yellow]({extent(v.stream, v.unproved)} open)[/]" if v.unproved else ""
+        absent = ("0" if v.absent == 0 else extent(v.stream, v.absent)) + unproved
         table.add_row(
             f"{v.stream.exchange} {v.stream.product}",
-            f"{v.range[0]}..{v.range[1]}" if v.range else "—",
+            _span(str(v.stream), v.range) if v.range else "—",
             f"{v.trades:,}", f"{v.rows:,}", absent, f"{v.quarantined:,}",
             f"[yellow]{v.pending:,}[/]" if v.pending else "0",
             mark,
@@ -224,11 +226,19 @@ def _words(verdicts: Sequence[Verdict]) -> Iterator[str]:
 
     shown = first_of((f for v in verdicts for f in v.findings), SHOWN)
     for finding in shown:
-        span = f" [{finding.span[0]}..{finding.span[1]}]" if finding.span else ""
+        span = f" [{_span(finding.stream, finding.span)}]" if finding.span else ""
         where = f"{finding.stream}: " if finding.stream else ""
         yield f"[bold red]{finding.kind}[/]  {escape(where + finding.message + span)}"
     for kind in dict.fromkeys(f.kind for f in shown):
         yield f"[dim]→ {kind}:[/] {escape(REMEDIES[kind])}"
+
+
+def _span(stream: str, span: tuple[int, int]) -> str:
+    try:
+        known = Stream.parse(stream)
+    except BadProductId:
+        return f"{span[0]}..{span[1]}"
+    return f"{place(known, span[0])}..{place(known, span[1])}"
 
 
 def _conclusion(verdicts: Sequence[Verdict], unsigned: bool, seconds: float) -> str:

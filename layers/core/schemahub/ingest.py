@@ -22,12 +22,13 @@ from schemahub.errors import (
     LockLost,
     UnknownExchange,
 )
+from schemahub.fetch import Fetched
 from schemahub.holes import YOUNG_S
 from schemahub.ledger import Watermark
 from schemahub.locks import Lease, Renewer
-from schemahub.mappings import exchanges, load_mapping
+from schemahub.mappings import NS, exchanges, load_mapping
 from schemahub.pacing import PacedExchange
-from schemahub.paging import ColdStart, paging_of
+from schemahub.paging import ColdStart, Expected, paging_of
 from schemahub.runtime import MAX_CHUNK_PAGES, Deps
 from schemahub.seed import SEED_KEY, parse_streams
 from schemahub.streams import PREFIX, TRADES, Chunk, Stream, continuous_prefix
@@ -166,7 +167,7 @@ def plan_stream(event: events.PlanStep, deps: Deps) -> dict[str, Any]:
     _ensure(event, deps)
     mirror.heal(deps.objects, deps.ledger, stream)
     mark = deps.ledger.watermark(stream)
-    chunks, head = chunks_to_fetch(deps, stream, mark)
+    chunks, head, _ = chunks_to_fetch(deps, stream, mark)
     base = mark.high if mark else None
     if mark and head - mark.high > paging_of(load_mapping(stream.exchange)).most_ahead:
         deps.call_attention(f"the head jumped from {mark.high} to {head}; a part of it is planned", stream)
@@ -184,20 +185,24 @@ def plan_stream(event: events.PlanStep, deps: Deps) -> dict[str, Any]:
     }
 
 
-def chunks_to_fetch(deps: Deps, stream: Stream, mark: Watermark | None) -> tuple[list[Chunk], int]:
-    """The chunks from the watermark to the settled head, and that head's id. Sends requests, writes nothing."""
+def chunks_to_fetch(deps: Deps, stream: Stream, mark: Watermark | None) -> tuple[list[Chunk], int, Expected]:
+    """The chunks from the watermark to the settled head, the head, and what the chunks will take and bring.
+
+    Sends requests, writes nothing.
+    """
     mapping = load_mapping(stream.exchange)
     exchange = PacedExchange.of(deps, stream.exchange)
     page = exchange.newest(stream)
     now_us = deps.clock.now_ms() * 1000
     paging = paging_of(mapping)
-    head = paging.head(page, stream, now_us)
+    head = paging.look_back(exchange, stream, page, paging.head(page, stream, now_us), now_us)
     plan.check_head(head, mark.high if mark else None, stream)
     start = ColdStart(now_us - int(deps.settings.cold_start_hours * 3600e6), deps.settings.cold_start_trades)
     first = mark.high + 1 if mark else paging.first(exchange, stream, page, start)
     # A first run goes as far as its parameters say; a later one only so far as a stray head can do little harm.
     last = min(head.settled, mark.high + paging.most_ahead) if mark else head.settled
-    return plan.cut(first, last, paging.chunk_size(page, deps.settings.chunk_pages)), head.settled
+    chunks = plan.cut(first, last, paging.chunk_size(page, deps.settings.chunk_pages))
+    return chunks, head.settled, paging.expected(page, chunks)
 
 
 def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
@@ -231,8 +236,19 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
     deps.count("TradesFetched", len(fetched.texts))
     deps.count("RowsRepeated", fetched.repeated)
     deps.count("RowsOutside", fetched.outside)
-    deps.count("IdsAbsent", sum(a.last - a.first + 1 for a in fetched.absent))
+    if fetched.counted:
+        deps.count("IdsAbsent", sum(a.last - a.first + 1 for a in fetched.absent))
+    else:
+        _say_what_is_lost(deps, stream, fetched)
     return {"status": "fetched"}
+
+
+def _say_what_is_lost(deps: Deps, stream: Stream, fetched: Fetched) -> None:
+    """An exchange that shows its newest trades only was not asked in time: nothing fails, and a human must know."""
+    for hole in fetched.absent:
+        seconds = (hole.last - hole.first + 1) / NS["s"]
+        deps.count("SecondsLost", seconds)
+        deps.call_attention(f"{seconds:.3f} s of trades before the oldest that it shows are lost", stream)
 
 
 def commit_step(event: events.CommitStep, deps: Deps) -> dict[str, Any]:

@@ -218,6 +218,11 @@ class Mapping:
         """Whether the positions of this exchange's streams are nanoseconds since the epoch, not trade ids."""
         return self.requests.page.by_time
 
+    @property
+    def counted(self) -> bool:
+        """Whether a range of positions says how many trades it holds: they are ids, and none is left out."""
+        return self.requests.ids == "dense" and not self.by_time
+
 
 def parse_mapping(text: str, origin: str = "mapping") -> Mapping:
     """The typed mapping of a YAML text.

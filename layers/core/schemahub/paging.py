@@ -20,6 +20,9 @@ from schemahub.plan import Head
 from schemahub.streams import Chunk, Stream
 
 NO_LIMIT = 2**62
+LOOKS_BACK = 5
+EDGE_US = 900_000_000
+"""A first run keeps away from the edge of a window: it may wait so long between its plan and its fetch."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,14 @@ class ColdStart:
 
     target_us: int
     most_trades: int
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Trades and requests of a plan."""
+
+    trades: int
+    requests: int
 
 
 class DenseIds:
@@ -43,6 +54,10 @@ class DenseIds:
         """The head of a stream by its newest answer."""
         return plan.head_of(page, stream, now_us, self.mapping.requests.settle_seconds)
 
+    def look_back(self, exchange: PacedExchange, stream: Stream, page: Sequence[Row], head: Head, now_us: int) -> Head:
+        """Every id may be a watermark."""
+        return head
+
     def chunk_size(self, page: Sequence[Row], pages: int) -> int:
         """Positions of a chunk of so many answers."""
         return self.mapping.requests.page_size * pages
@@ -50,6 +65,11 @@ class DenseIds:
     def most_positions(self, pages: int) -> int:
         """More than any plan puts into a chunk of at most so many answers."""
         return self.mapping.requests.page_size * pages
+
+    def expected(self, page: Sequence[Row], chunks: Sequence[Chunk]) -> Expected:
+        """What chunks will take and bring."""
+        size = self.mapping.requests.page_size
+        return Expected(sum(c.size for c in chunks), sum(-(-c.size // size) for c in chunks))
 
     def first(self, exchange: PacedExchange, stream: Stream, page: Sequence[Row], start: ColdStart) -> int:
         """Where a first run begins; asks the exchange for single trades."""
@@ -82,6 +102,24 @@ class Linked:
         """The newest settled trade that has another behind it."""
         return plan_linked.linked_head(page, stream, now_us, self.mapping.requests.settle_seconds, self.step)
 
+    def look_back(self, exchange: PacedExchange, stream: Stream, page: Sequence[Row], head: Head, now_us: int) -> Head:
+        """A head that is a trade, where the next run's first answer is linked to it.
+
+        In a rush all that the newest answer shows is too young: older ones are asked for. Nothing is planned (head 0)
+        if that shows no settled trade either.
+        """
+        spec = self.mapping.requests
+        if spec.page.descending or spec.page.asks == "newest" or head.settled >= min(row.position for row in page):
+            return head
+        rows = page
+        for _ in range(LOOKS_BACK):
+            at = plan_linked.look_back_at(rows, now_us - int(spec.settle_seconds * 1e6), spec.page_size)
+            rows = exchange.page(stream, at, at, kind="head")
+            found = self.head(rows, stream, now_us)
+            if found.settled >= min(row.position for row in rows):
+                return Head(found.settled, head.newest)
+        return Head(0, head.newest)
+
     def chunk_size(self, page: Sequence[Row], pages: int) -> int:
         """Positions of a chunk of about so many answers; without paging all is one chunk."""
         spec = self.mapping.requests
@@ -93,13 +131,26 @@ class Linked:
         """Time has no number of trades: any range may be quiet."""
         return NO_LIMIT
 
+    def expected(self, page: Sequence[Row], chunks: Sequence[Chunk]) -> Expected:
+        """What chunks will take and bring at the newest answer's pace; each answer repeats a trade, as the link."""
+        spec = self.mapping.requests
+        trades = [round(c.size / plan_linked.pace(page)) for c in chunks]
+        if spec.page.asks == "newest":
+            # What does not fit into the answer is lost; windows hold all.
+            return Expected(sum(trades) if spec.page.windows else min(sum(trades), spec.page_size), len(chunks))
+        return Expected(sum(trades), sum(-(-n // max(1, spec.page_size - 1)) + 1 for n in trades))
+
     def first(self, exchange: PacedExchange, stream: Stream, page: Sequence[Row], start: ColdStart) -> int:
         """Where a first run begins."""
         spec = self.mapping.requests
         if spec.page.asks == "newest":
-            if spec.page.windows:
-                page = exchange.page(stream, start.target_us * 1000, start.target_us * 1000, kind="head")
-            return plan_linked.cold_start_newest(page, start.target_us, self.step, bool(spec.page.windows))
+            target_us = start.target_us
+            if windows := spec.page.windows:
+                # The window moves on until the chunk is fetched: what it leaves behind would be recorded as lost.
+                edge_us = exchange.exchange.clock.now_ms() * 1000 - int(windows[-1].seconds * 1e6)
+                target_us = max(target_us, edge_us + EDGE_US)
+                page = exchange.page(stream, target_us * 1000, target_us * 1000, kind="head")
+            return plan_linked.cold_start_newest(page, target_us, self.step, bool(windows))
         if self.mapping.by_time:
             return plan_linked.cold_start_by_time(page, start.target_us, start.most_trades, self.step)
         floor = max(0, max(row.position for row in page) - int(plan_linked.pace(page) * start.most_trades))
@@ -124,7 +175,7 @@ class Linked:
 
 def paging_of(mapping: Mapping) -> DenseIds | Linked:
     """How the streams of this exchange are planned and fetched."""
-    return DenseIds(mapping) if mapping.requests.ids == "dense" and not mapping.by_time else Linked(mapping)
+    return DenseIds(mapping) if mapping.counted else Linked(mapping)
 
 
 def _probe(exchange: PacedExchange, stream: Stream) -> Callable[[int], Row | None]:

@@ -1,4 +1,4 @@
-"""Planning: which positions are new, how they are cut into chunks, where a first run begins, what it will take.
+"""Planning: which positions are new, how they are cut into chunks, where a first run begins.
 
 All of it is pure. The grid is fixed, so a later plan after a failure meets the same chunks and finds their raw objects.
 """
@@ -151,19 +151,3 @@ def _guess(good: Row, top: int, below: int, below_us: int | None, target_us: int
     else:
         guess = below + int((target_us - below_us) / max(1, (good.ts_us or 0) - below_us) * (good.position - below))
     return min(high, max(low, guess))
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a plan will take: pages are requests, minutes are those at the exchange's limit."""
-
-    chunks: int
-    positions: int
-    requests: int
-    minutes: float
-
-
-def estimate(chunks: Sequence[Chunk], page_size: int, pages_per_second: float) -> Estimate:
-    """Requests and minutes of a plan, when it has the exchange's whole limit for itself."""
-    requests = sum(-(-chunk.size // page_size) for chunk in chunks)
-    return Estimate(len(chunks), sum(c.size for c in chunks), requests, requests / pages_per_second / 60)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import duckdb
 
 from schemahub.errors import BadConfig, BadQuery
+from schemahub.mappings import exchanges, load_mapping
 from schemahub.streams import Stream
 from schemahub.table import COLUMNS
 
@@ -170,7 +171,7 @@ def ohlcv_sql(symbol: str, interval: str, exchange: str | None = None) -> str:
     where = f"symbol = {_text(_checked(_SYMBOL, symbol, 'symbol'))}"
     if exchange is not None:
         where += f" AND exchange = {_text(_checked(_EXCHANGE, exchange.upper(), 'exchange'))}"
-    order = "ORDER BY trade_ts, trade_id::BIGINT"
+    order = "ORDER BY trade_ts, TRY_CAST(trade_id AS BIGINT), trade_id"
     return f"""
 SELECT exchange, symbol, time_bucket(INTERVAL {found[1]} {_UNITS[found[2]]}, trade_ts) AS bar,
     first(price {order}) AS open, max(price) AS high, min(price) AS low, last(price {order}) AS close,
@@ -182,14 +183,17 @@ def coverage_sql(explained: Mapping[Stream, int] | None = None) -> str:
     """SELECT of what the table has of each product: ids, rows, duplicates and ids that are missing.
 
     ``explained`` says for each stream how many ids between its first and last are accounted for elsewhere: those that
-    the exchange never issued and those in quarantine. ``missing`` and ``duplicates`` must then be 0.
+    the exchange never issued and those in quarantine. ``missing`` and ``duplicates`` must then be 0. Where ids skip
+    numbers, ``missing`` is NULL: only ``schemahub verify``, which knows what was committed, can tell.
     """
+    dense = ", ".join(_text(name.upper()) for name in exchanges() if load_mapping(name).counted)
     rows = [f"({_text(s.exchange.upper())}, {_text(s.product)}, {n})" for s, n in (explained or {}).items()]
     known = f"(VALUES {', '.join(rows or [_NOBODY])}) AS known(exchange, symbol, ids)"
     return f"""
 SELECT exchange, symbol, first_id, last_id, first_ts, last_ts, trades, trades - distinct_ids AS duplicates,
-    last_id - first_id + 1 - distinct_ids - coalesce(known.ids, 0) AS missing
-FROM (SELECT exchange, symbol, min(trade_id::BIGINT) AS first_id, max(trade_id::BIGINT) AS last_id,
+    CASE WHEN exchange IN ({dense}) THEN last_id - first_id + 1 - distinct_ids - coalesce(known.ids, 0) END AS missing
+FROM (SELECT exchange, symbol, min(TRY_CAST(trade_id AS BIGINT)) AS first_id,
+          max(TRY_CAST(trade_id AS BIGINT)) AS last_id,
           min(trade_ts) AS first_ts, max(trade_ts) AS last_ts, count(*) AS trades,
           count(DISTINCT trade_id) AS distinct_ids
       FROM trades GROUP BY exchange, symbol) AS held

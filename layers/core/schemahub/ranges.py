@@ -76,8 +76,7 @@ def count_ranges(
             f"""
 SELECT part, count(*), count(DISTINCT trade_id), {f"sum({CONTENT})" if deep else "0"}
 FROM (SELECT trade_id, price, quantity, side, epoch_us(trade_ts) AS us, {position_sql(by_time)} AS place FROM trades
-      WHERE exchange = $exchange AND symbol = $symbol AND place BETWEEN $low AND $high {pruned if by_time else ""}
-     ) AS held
+      WHERE exchange = $exchange AND symbol = $symbol AND place BETWEEN $low AND $high {pruned if by_time else ""})
 ASOF JOIN spans ON place >= spans.first WHERE place <= last GROUP BY part""",
             {"exchange": stream.exchange.upper(), "symbol": stream.product, "low": low, "high": high},
         )

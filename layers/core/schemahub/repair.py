@@ -133,6 +133,10 @@ def _look(deps: Deps, hole: Hole, tick: Callable[[], None]) -> tuple[Look, list[
         except SILENT as error:
             silent.append(f"{type(error).__name__}: {error.reason}")
             continue
+        if fetched.absent and not fetched.counted:
+            # What is not shown any more is not denied.
+            silent.append("only newer trades are shown")
+            continue
         times |= fetched.times
         found += _runs(fetched)
     came = tuple(Interval(f.chunk.first, f.chunk.last) for f in found)
@@ -166,7 +170,7 @@ def _ask(deps: Deps, stream: Stream, chunk: Chunk, tick: Callable[[], None]) -> 
 def _runs(fetched: Fetched) -> list[Fetched]:
     """What came, cut where ids are still missing: a fill has no holes."""
     if not fetched.counted:
-        return [] if fetched.absent else [fetched]
+        return [fetched]
     missing = [(a.first, a.last) for a in fetched.absent]
     parts = gaps(missing, (fetched.chunk.first, fetched.chunk.last))
     texts = iter(fetched.texts)
