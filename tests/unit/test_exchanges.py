@@ -289,6 +289,12 @@ def test_a_product_list_of_another_shape_than_the_examples_is_malformed(exchange
         Exchange(load_mapping(exchange), Canned(body)).products()
 
 
+def test_an_example_that_shows_no_list_of_products_is_the_mappings_fault() -> None:
+    spec = dataclasses.replace(COINBASE.products, example="{")
+    with pytest.raises(BadMapping, match="products/example"):
+        Exchange(dataclasses.replace(COINBASE, products=spec), Canned("[]")).products()
+
+
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,6 @@ Requests are made from the mapping; answers are cut into the exact text of each 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -153,7 +152,10 @@ class Exchange:
             rows = at_pointer(parse_json(answer.body), spec.rows)
         except MalformedResponse as error:
             raise MalformedResponse(f"products: {error.reason}", stream=self.mapping.exchange) from error
-        like = at_pointer(json.loads(spec.example), spec.rows)
+        try:
+            like = at_pointer(parse_json(spec.example.encode()), spec.rows)
+        except MalformedResponse as error:
+            raise BadMapping(f"products/example: {error.reason}", stream=self.mapping.exchange) from error
         if type(rows) is not type(like) or {type(r) for r in members(rows)} - {type(r) for r in members(like)}:
             raise MalformedResponse("the product list is not a list like the example's", stream=self.mapping.exchange)
         found = filter(None, map(self._product, members(rows)))
