@@ -55,6 +55,8 @@ lock: $(VENV)/.stamp ## Resolve requirements*.in again into the lock files
 		requirements.in -o requirements.lock
 	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q \
 		requirements-aws.in -o requirements-aws.lock
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-deps -q \
+		requirements-oracle.in -o requirements-oracle.lock
 	for layer in core arrow duckdb iceberg; do $(MAKE) -C layers/$$layer lock; done
 
 clean: ## Stop the local stack; remove its data, builds and caches (keeps the environments)
@@ -71,8 +73,8 @@ $(VENV)/bin/uv: requirements.in
 	$(BIN)/python -m pip install -q --disable-pip-version-check "$(UV_PIN)"
 	@touch $@
 
-$(VENV)/.stamp: $(VENV)/bin/uv requirements.lock pyproject.toml
-	$(UV) pip sync -q --python $(BIN)/python requirements.lock
+$(VENV)/.stamp: $(VENV)/bin/uv requirements.lock requirements-oracle.lock pyproject.toml
+	$(UV) pip sync -q --python $(BIN)/python requirements.lock requirements-oracle.lock
 	$(UV) pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -23,7 +23,7 @@ from local.chart import candlesticks
 from local.demo_report import Report, print_report
 from schemahub import cost
 from schemahub.errors import SchemaHubError
-from schemahub.mappings import load_mapping
+from schemahub.mappings import exchanges, load_mapping
 from schemahub.seed import read as read_seed
 from schemahub.streams import Stream
 from schemahub_cli import lake, seed, target
@@ -258,7 +258,7 @@ def account(
     new_trades = sum(p.new for p in proofs)
     chunks = sum(len(s.chunks or ()) for s in progress.streams)
     pages = sum(s.requests for s in progress.streams)
-    requests = sum(stats[x]["requests"] for x in sim_process.EXCHANGES) if stats else pages
+    requests = sum(stats[x]["requests"] for x in {s.exchange for s in streams}) if stats else pages
     work = cost.Work(
         streams=len(streams), chunks=chunks, requests=requests, trades=new_trades, seconds=_fetching_s(stats, progress)
     )
@@ -281,7 +281,7 @@ def _fetching_s(stats: dict[str, Any] | None, progress: Progress) -> float:
     """How long requests were being sent: as the simulator saw it, or at most the whole execution."""
     if not stats:
         return progress.execution.seconds()
-    seen = [stats[name] for name in sim_process.EXCHANGES if stats[name]["last_request"]]
+    seen = [stats[name] for name in exchanges() if stats[name]["last_request"]]
     return float(max((x["last_request"] - x["first_request"] for x in seen), default=0.0))
 
 

@@ -19,8 +19,6 @@ from schemahub.mappings import exchanges
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 START_SECONDS = 20.0
-EXCHANGES = tuple(exchanges())
-"""All that have a mapping: each has its simulator."""
 
 
 class SimulatorError(RuntimeError):
@@ -38,7 +36,7 @@ def url(port: int) -> str:
 
 def endpoints(port: int) -> dict[str, str]:
     """Base URL of each exchange, for the template's ExchangeEndpoints."""
-    return {name: f"{url(port)}/{name}" for name in EXCHANGES}
+    return {name: f"{url(port)}/{name}" for name in exchanges()}
 
 
 def log_path(home: Path) -> Path:

@@ -112,7 +112,7 @@ def load_one_bucket(
         PacedExchange.of(replace(deps, throttle_table=table, http=RequestsHttp(), paced={}), "coinbase")
         for _ in range(threads)
     ]
-    last = max(row.id for row in workers[0].exchange.newest(STREAM)) if number == 0 else 10**9
+    last = max(row.position for row in workers[0].exchange.newest(STREAM)) if number == 0 else 10**9
     chance = random.Random(number)
     starts = [begin_s + chance.random() * 2 for _ in range(threads)]
 

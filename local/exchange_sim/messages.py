@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from schemahub.mappings import Element
+from schemahub.pointers import Element
 
 from .sources import Source
 

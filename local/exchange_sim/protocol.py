@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from schemahub.answers import element_of
-from schemahub.mappings import NS, Element, Mapping
+from schemahub.mappings import NS, Mapping
+from schemahub.pointers import Element, element_of, only_list
 
 from .generator import UNIT, Tick
 from .limits import Refused, Verdict
@@ -46,8 +46,8 @@ class Protocol:
         self.fields = Fields(id=fields.trade_id, price=fields.price, size=fields.quantity, time=fields.trade_ts)
         self._path = _pattern(mapping.requests.path)
         self._frame = Frame(mapping.requests.example, mapping.requests.rows)
-        self._write = Writer(mapping, self._frame.row)
         self._products = Frame(mapping.products.example, mapping.products.rows)
+        self._write = Writer(mapping, self._frame.row, str(element_of(self._products.row, mapping.products.symbol)))
 
     @property
     def example_quote(self) -> str:
@@ -63,9 +63,9 @@ class Protocol:
         """In which order an answer shows its rows."""
         return self.mapping.requests.page.asks in ("ids_below", "newest")
 
-    def render(self, ticks: Iterable[Tick]) -> list[Row]:
-        """Generated trades as the exchange writes them."""
-        return self._write.rows(ticks)
+    def render(self, name: str, ticks: Iterable[Tick]) -> list[Row]:
+        """Generated trades of the product that the exchange calls ``name``, as it writes them."""
+        return self._write.rows(name, ticks)
 
     def route(self, path: str, query: Query, find: Callable[[str], Listing | None], now_us: int) -> Route:
         """Understand one GET below ``/{exchange}``."""
@@ -139,8 +139,11 @@ class Protocol:
         return Answer(200, self._frame.around(f"[{','.join(text for _, text in ordered)}]"))
 
     def discovery(self, listings: Iterable[Listing]) -> Answer:
-        """The product list."""
-        rows = {listing.name: self._described(listing) for listing in listings}
+        """The product list. Where it has no word for a status, what is listed trades."""
+        spec = self.mapping.products
+        says = spec.status or spec.disabled
+        shown = [listing for listing in listings if says or listing.status == "online"]
+        rows = {listing.name: self._described(listing) for listing in shown}
         value = rows if self._products.keyed else list(rows.values())
         return Answer(200, self._products.around(json.dumps(value, separators=(",", ":"))))
 
@@ -209,7 +212,7 @@ class Frame:
         self.document = json.loads(example)
         parent, key, rows = None, None, self.document
         for part in pointer.split("/")[1:]:
-            parent, key = rows, _only_list(rows) if part == "*" else int(part) if isinstance(rows, list) else part
+            parent, key = rows, only_list(rows) if part == "*" else int(part) if isinstance(rows, list) else part
             rows = rows[key]
         self.keyed = isinstance(rows, dict)
         self.row = next(iter(rows.values())) if self.keyed else rows[0]
@@ -222,10 +225,6 @@ class Frame:
 
     def around(self, rows: str) -> bytes:
         return f"{self._before}{rows}{self._after}".encode()
-
-
-def _only_list(document: dict[str, Any]) -> str:
-    return next(name for name, value in document.items() if isinstance(value, list))
 
 
 def _at(pointer: str, code: str, document: Any) -> Any:
@@ -250,9 +249,12 @@ def _at(pointer: str, code: str, document: Any) -> Any:
 
 
 class Writer:
-    """Trades in the exchange's own words: the example row with other values."""
+    """Trades in the exchange's own words: the example row with other values.
 
-    def __init__(self, mapping: Mapping, row: Any) -> None:
+    Some exchanges repeat the product in each row; it stands where the example row has ``symbol``, its product.
+    """
+
+    def __init__(self, mapping: Mapping, row: Any, symbol: str) -> None:
         self.mapping = mapping
         fields = mapping.fields
         self._quoted = {e: isinstance(element_of(row, e), str) for e in fields.sources}
@@ -261,15 +263,19 @@ class Writer:
         self._sides = {taker: text if flag else json.dumps(text) for taker, text in said.items()}
         template = json.loads(json.dumps(row))
         slots = dict.fromkeys(fields.sources)
+        for element in template if isinstance(template, dict) else range(len(template)):
+            if element not in slots and template[element] == symbol:
+                template[element] = "\0name"
         for number, element in enumerate(slots):
             template[element] = f"\0{number}"
         text = json.dumps(template, separators=(",", ":")).replace("{", "{{").replace("}", "}}")
+        text = text.replace('"\\u0000name"', '"{name}"')
         for number in range(len(slots)):
             text = text.replace(f'"\\u0000{number}"', f"{{{number}}}")
         self._text, self._slots = text, list(slots)
 
-    def rows(self, ticks: Iterable[Tick]) -> list[Row]:
-        return [(tick[0], self._text.format(*self._values(tick))) for tick in ticks]
+    def rows(self, name: str, ticks: Iterable[Tick]) -> list[Row]:
+        return [(tick[0], self._text.format(*self._values(tick), name=name)) for tick in ticks]
 
     def _values(self, tick: Tick) -> Iterator[str]:
         trade_id, time_us, price, size, buyer_is_maker, _, _ = tick

@@ -22,6 +22,7 @@ one is an error:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from schemahub.mappings import Mapping as ExchangeMapping
 from schemahub.mappings import exchanges as known_exchanges
 from schemahub.mappings import load_mapping
 
@@ -144,7 +146,7 @@ def build_world(config: Mapping[str, Any] | None = None) -> World:
         if name == "coinbase" and "products" in config:
             own.setdefault("products", config["products"])
         own.setdefault("latency_ms", config.get("latency_ms") or {})
-        exchanges[name] = _exchange(name, own, int(config.get("seed", 1)), _genesis_us(config))
+        exchanges[name] = _exchange(load_mapping(name), own, int(config.get("seed", 1)), _genesis_us(config))
     for recording in config.get("recordings") or []:
         _add_recording(exchanges, dict(recording))
     return World(
@@ -155,11 +157,18 @@ def build_world(config: Mapping[str, Any] | None = None) -> World:
     )
 
 
-def _exchange(name: str, config: dict[str, Any], seed: int, genesis_us: int) -> Exchange:
+def world_of(mapping: ExchangeMapping, config: Mapping[str, Any]) -> World:
+    """A world of one exchange, whose mapping need not lie in the mappings' folder. ``config``: what is its own."""
+    own = {"latency_ms": {}, **config}
+    return World({mapping.exchange: _exchange(mapping, own, 1, _genesis_us({}))})
+
+
+def _exchange(mapping: ExchangeMapping, config: dict[str, Any], seed: int, genesis_us: int) -> Exchange:
+    name = mapping.exchange
     _only(config, name, {"products", "trades_per_day", "limit", "latency_ms"})
-    protocol, listings = Protocol(load_mapping(name)), {}
+    protocol, listings = Protocol(mapping), {}
     for product in _products(protocol, config.get("products"), seed, genesis_us, config.get("trades_per_day")):
-        source = Generated(product, protocol.render)
+        source = Generated(product, functools.partial(protocol.render, product.name))
         listings[product.name] = Listing(
             product.name, product.base, product.quote, product.price_decimals, product.status, source
         )

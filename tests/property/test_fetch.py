@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import event, given
 from hypothesis import strategies as st
 
+from schemahub.answers import Row
 from schemahub.errors import EmptyPage, ExchangeError, IncompletePage, PageConflict
-from schemahub.exchanges import Row
 from schemahub.fetch import Fetched, fetch_chunk
 from schemahub.streams import Chunk, gaps
 from tests.unit.sources import STREAM, Asked, FakeSource, row, text_of
@@ -88,9 +88,9 @@ def spoil(kind: str, at: int, page: list[Row], source: FakeSource) -> list[Row]:
         case "oldest":
             return [row(i) for i in ids[: source.page_size]][:: -1 if source.descending else 1]
         case "changed":
-            return page + [Row(r.id, r.ts_us, r.text + " ") for r in page[:1]]
+            return page + [Row(r.position, r.ts_us, r.text + " ") for r in page[:1]]
         case "overlap":
-            return [row(i) for i in ids if page and 0 < abs(i - page[0].id) <= 3] + page
+            return [row(i) for i in ids if page and 0 < abs(i - page[0].position) <= 3] + page
     return page
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemahub import plan
-from schemahub.exchanges import Row
+from schemahub.answers import Row
 from schemahub.plan import Head
 from tests.unit.sources import STREAM, row
 
@@ -39,8 +39,8 @@ class History:
     def probe(self, position: int) -> Row | None:
         self.probes.append(position)
         if self.descending:
-            return next((r for r in reversed(self.rows) if r.id <= position), None)
-        return next((r for r in self.rows if r.id >= position), None)
+            return next((r for r in reversed(self.rows) if r.position <= position), None)
+        return next((r for r in self.rows if r.position >= position), None)
 
     def begin(self, floor: int, target_us: int) -> int:
         return plan.cold_start(self.page, floor, target_us, self.page_size, self.probe)
@@ -60,7 +60,7 @@ def histories(draw: Any) -> History:
 @st.composite
 def questions(draw: Any) -> tuple[History, int, int]:
     history = draw(histories())
-    head = history.rows[-1].id
+    head = history.rows[-1].position
     floor = draw(st.one_of(st.just(0), st.integers(0, head - 1), st.integers(max(0, head - 200), head - 1)))
     span = (history.times[0] - 10 * SECOND, history.times[-1] + 10 * SECOND)
     return history, floor, draw(st.integers(*span))
@@ -72,7 +72,7 @@ def test_a_first_run_begins_at_a_trade_close_to_the_target_and_above_the_floor(
 ) -> None:
     history, floor, target = question
     begin = history.begin(floor, target)
-    rows = {r.id: r.ts_us or 0 for r in history.rows}
+    rows = {r.position: r.ts_us or 0 for r in history.rows}
     assert begin in rows, "a position that the exchange never issued would be a hole at the very beginning"
     assert begin > floor
     assert rows[begin] >= target or begin == max(rows), "nothing older than asked for"
@@ -87,8 +87,8 @@ def test_a_first_run_begins_at_a_trade_close_to_the_target_and_above_the_floor(
 def test_probes_are_few_and_never_below_the_floor(question: tuple[History, int, int]) -> None:
     history, floor, target = question
     history.begin(floor, target)
-    assert all(floor < p < history.rows[-1].id for p in history.probes)
-    assert len(history.probes) <= 3 * max(1, history.rows[-1].id - floor).bit_length() + 3 <= plan.MAX_PROBES + 3
+    assert all(floor < p < history.rows[-1].position for p in history.probes)
+    assert len(history.probes) <= 3 * max(1, history.rows[-1].position - floor).bit_length() + 3 <= plan.MAX_PROBES + 3
 
 
 @given(questions(), st.sets(st.integers(0, 299)))
@@ -99,7 +99,7 @@ def test_holes_in_the_history_change_nothing_but_the_tolerance(
     last = history.first + len(history.times) - 1
     history.skipped = frozenset(history.first + h for h in holes) - {last}
     begin = history.begin(floor, target)
-    rows = {r.id: r.ts_us or 0 for r in history.rows}
+    rows = {r.position: r.ts_us or 0 for r in history.rows}
     assert begin in rows
     assert begin > floor
     exact = min((i for i, t in rows.items() if t >= target and i > floor), default=last)
@@ -116,6 +116,6 @@ def test_no_young_trade_is_at_or_below_the_settled_head(ages: list[tuple[int, in
     now = 1_700_000_000 * SECOND
     rows = [row(i, now - age * SECOND) for i, age in ages]
     head = plan.head_of(rows, STREAM, now, settle_s)
-    assert all(r.id > head.settled for r in rows if (r.ts_us or 0) > now - settle_s * SECOND)
+    assert all(r.position > head.settled for r in rows if (r.ts_us or 0) > now - settle_s * SECOND)
     assert head.newest == max(i for i, _ in ages)
     assert head.settled == head.newest or head == Head(min(i for i, a in ages if a < settle_s) - 1, head.newest)

@@ -273,7 +273,11 @@ class S3Client:
         keys = sorted(k for k in list(self.objects) if k.startswith(Prefix) and k > StartAfter)
         for start in range(0, max(1, len(keys)), PAGE_ITEMS):
             page = keys[start : start + PAGE_ITEMS]
-            yield {"Contents": [{"Key": k} for k in page]} if page else {}
+            yield (
+                {"Contents": [{"Key": k, "Size": len(self.objects[k][0])} for k in page if k in self.objects]}
+                if page
+                else {}
+            )
 
 
 def _etag(body: bytes) -> str:

@@ -32,7 +32,13 @@ class Script:
             "fetch_chunk": {},
             "commit_segments": {"status": "covered", "bucket": "b", "remaining_key": "remaining"},
             "close_run": {"failed": 0, "bucket": "b", "failed_key": "failed"},
-            "list_pending": {"run": {"id": "t"}, "bucket": "b", "batches_key": "batches", "batches": 2},
+            "list_pending": {
+                "run": {"id": "t"},
+                "bucket": "b",
+                "batches_key": "batches",
+                "mode": "append",
+                "batches": 2,
+            },
             "transform_batch": {},
             "publish": {"status": "published"},
         }

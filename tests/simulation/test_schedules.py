@@ -52,7 +52,7 @@ def planted() -> Iterator[Any]:
         yield pytest.param(plant, marks=marks, id=plant.__name__)
 
 
-@pytest.mark.parametrize("plant", planted())
+@pytest.mark.parametrize("plant", list(planted()))
 def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, lambda: THE_WORLD[0])
     REACHED.clear()

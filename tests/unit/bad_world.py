@@ -11,6 +11,7 @@ import copy
 import importlib.util
 import json
 import random
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -313,7 +314,7 @@ def bad_world(folder: Path) -> Iterator[BadWorld]:
 def small_pages(folder: Path) -> Path:
     """The mappings with pages of ten rows: a chunk is then a page, and every case takes milliseconds."""
     for path in sorted((ROOT / "mappings").glob("*.yaml")):
-        text = path.read_text()
-        assert "page_size: 1000" in text
-        (folder / path.name).write_text(text.replace("page_size: 1000", f"page_size: {PAGE_SIZE}"))
+        text, found = re.subn(r"^  page_size: \d+", f"  page_size: {PAGE_SIZE}", path.read_text(), flags=re.MULTILINE)
+        assert found == 1
+        (folder / path.name).write_text(text)
     return folder

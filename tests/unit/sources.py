@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from schemahub.exchanges import Row
+from schemahub.answers import Row
 from schemahub.streams import Stream
 
 STREAM = Stream("coinbase", "BTC-USD")

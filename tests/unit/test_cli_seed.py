@@ -21,6 +21,7 @@ from schemahub.pacing import PacedExchange
 from schemahub.streams import Stream
 from schemahub_cli import lake as cli_lake
 from schemahub_cli import seed, target
+from schemahub_cli.commands import seed as seed_command
 from schemahub_cli.main import app
 from tests.lake import DATABASE, Lake, make_glue_check_versions
 
@@ -54,6 +55,7 @@ class Exchanges:
 def exchanges(monkeypatch: pytest.MonkeyPatch) -> Exchanges:
     found = Exchanges()
     monkeypatch.setattr(PacedExchange, "of", found.of)
+    monkeypatch.setattr(seed_command, "known_exchanges", lambda: sorted(found.answers))
     return found
 
 

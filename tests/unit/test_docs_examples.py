@@ -1,10 +1,10 @@
-"""The examples of the documentation are executed: an exchange and queries."""
+"""The examples of the documentation are executed: queries."""
 
 from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,9 @@ import boto3
 import duckdb
 import pyarrow as pa
 import pytest
-import yaml
 from samtranslator.yaml_helper import yaml_parse
 
-from schemahub import instruments_table, raw, table, transform
-from schemahub.commit import segment_of
-from schemahub.exchanges import Answer, Exchange
-from schemahub.fetch import fetch_chunk
-from schemahub.mappings import SCHEMA, Mapping, parse_mapping
-from schemahub.objects import ObjectStore
-from schemahub.streams import Chunk, Stream
+from schemahub import instruments_table, table
 from tests.unit.pages import ROOT, blocks, rows_under, text_of
 
 TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text())
@@ -32,91 +25,6 @@ def engine() -> duckdb.DuckDBPyConnection:
     db = duckdb.connect()
     db.execute("SET TimeZone = 'UTC'")
     return db
-
-
-# --- the example exchange ---------------------------------------------------------------------------------------
-
-EXAMPLE = "docs/adding-an-exchange.md"
-
-
-@pytest.fixture
-def example() -> Mapping:
-    return parse_mapping(blocks(EXAMPLE, "yaml")[0], "the example")
-
-
-def keys(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, bool]]:
-    """Every key of the mapping's schema as a dotted path, and whether it may be left out."""
-    for name, child in schema.get("properties", {}).items():
-        if "$ref" in child:
-            child = SCHEMA["$defs"][child["$ref"].rsplit("/", 1)[1]]
-        yield f"{path}{name}", name not in schema.get("required", ())
-        yield from keys(child, f"{path}{name}.")
-
-
-def test_every_key_of_the_mapping_is_described() -> None:
-    described = [(row[0].removesuffix(" *"), row[0].endswith(" *")) for row in rows_under(EXAMPLE, "Every key")]
-    assert sorted(described) == sorted(keys(SCHEMA))
-
-
-def test_the_example_has_every_key(example: Mapping) -> None:
-    def paths(value: Any, path: str = "") -> Iterator[str]:
-        for name, child in value.items() if isinstance(value, dict) else ():
-            yield f"{path}{name}"
-            yield from paths(child, f"{path}{name}.")
-
-    written = set(paths(yaml.safe_load(blocks(EXAMPLE, "yaml")[0])))
-    assert written >= {path for path, _ in keys(SCHEMA)}
-
-
-class Recorded:
-    """An HTTP that knows one answer and remembers what was asked."""
-
-    def __init__(self, body: str) -> None:
-        self.body = body
-        self.asked: list[tuple[str, dict[str, str]]] = []
-
-    def get(self, url: str, params: dict[str, str]) -> Answer:
-        self.asked.append((url, params))
-        return Answer(200, {"content-type": "application/json"}, self.body.encode())
-
-
-def test_the_example_answer_becomes_the_rows_shown(example: Mapping, aws: boto3.Session, tmp_path: Path) -> None:
-    http = Recorded(blocks(EXAMPLE, "json")[0])
-    exchange, stream, chunk = Exchange(example, http), Stream("examplex", "BTC-USD"), Chunk(1000, 1002)
-
-    class Source:
-        def page(self, stream: Stream, first: int, last: int, *, pages_left: int) -> Any:
-            return exchange.page(stream, first, last)
-
-    fetched = fetch_chunk(
-        Source(),
-        stream,
-        chunk,
-        page_size=example.requests.page_size,
-        descending=example.requests.cursor.descending,
-        pause=lambda seconds: None,
-    )
-    assert http.asked == [
-        ("https://api.examplex.example/v2/trades", {"market": "BTC_USD", "after_id": "1000", "count": "3"})
-    ]
-    aws.client("s3").create_bucket(Bucket="examples")
-    objects = ObjectStore("examples", aws.client("s3"))
-    stored = raw.store(objects, stream, fetched)
-    segment = segment_of(stream, stored, "run", "rest", 1_732_200_000_000)
-    path = tmp_path / "raw.jsonl.zst"
-    assert objects.get_to_file(segment.raw_key, path)
-    result = transform.transform_files(example, [(segment, path)], tmp_path / "out")
-    assert result.quarantined == 0
-    got = (
-        engine()
-        .execute(
-            "SELECT exchange, symbol, trade_id, side, price, quantity, strftime(trade_ts, '%Y-%m-%d %H:%M:%S.%f') "
-            "FROM read_parquet(?) ORDER BY trade_ts",
-            [str(result.files[0].path)],
-        )
-        .fetchall()
-    )
-    assert [[str(value) for value in row] for row in got] == rows_under(EXAMPLE, "A complete example")
 
 
 # --- queries ----------------------------------------------------------------------------------------------------

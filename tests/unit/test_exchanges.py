@@ -13,6 +13,7 @@ import pytest
 
 from local.exchange_sim.server import Server, running
 from schemahub import exchanges as exchanges_module
+from schemahub.answers import Row, parse_rows
 from schemahub.errors import (
     BadMapping,
     ExchangeError,
@@ -23,7 +24,7 @@ from schemahub.errors import (
     ResponseInterrupted,
     UnknownProduct,
 )
-from schemahub.exchanges import Answer, Exchange, RequestsHttp, Row, parse_rows, retry_after_s
+from schemahub.exchanges import Answer, Exchange, RequestsHttp, retry_after_s
 from schemahub.mappings import Mapping, load_mapping
 from schemahub.streams import Stream
 
@@ -183,7 +184,7 @@ def test_an_id_that_is_no_positive_63_bit_integer_is_malformed(value: str) -> No
 
 def test_ids_as_numbers_and_as_text_are_the_same_position() -> None:
     rows = parse_rows(b'[{"trade_id":9223372036854775807},{"trade_id":"12"}]', COINBASE)
-    assert [r.id for r in rows] == [2**63 - 1, 12]
+    assert [r.position for r in rows] == [2**63 - 1, 12]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +200,9 @@ def test_ids_as_numbers_and_as_text_are_the_same_position() -> None:
         (BINANCE, '"x"', None),
         (BINANCE, "null", None),
         (BINANCE, "1e400", None),
+        (BINANCE, '"1e999999999999"', None),
+        (BINANCE, '"NaN"', None),
+        (BINANCE, "1704067200123.9", 1_704_067_200_123_900),
     ],
 )
 def test_a_time_is_read_for_planning_or_left_open(mapping: Mapping, value: str, expected: int | None) -> None:
@@ -262,10 +266,27 @@ def test_a_product_that_the_exchange_calls_delisted_is_known_as_such() -> None:
         ]
 
 
-@pytest.mark.parametrize("body", ["{}", "[7]", '{"symbols":{}}', "x", '{"symbols":[NaN]}'])
-def test_a_product_list_of_another_shape_is_malformed(body: str) -> None:
+@pytest.mark.parametrize(
+    ("exchange", "body"),
+    [
+        *(
+            ("binance", body)
+            for body in ("{}", "[7]", '{"symbols":{}}', "x", '{"symbols":[NaN]}', '{"symbols":["BTC"]}')
+        ),
+        ("coinbase", '["BTC-USD"]'),
+        ("coinbase", '[["BTC","USD"]]'),
+        ("coinbase", '{"BTC-USD":{"id":"BTC-USD","base_currency":"BTC","quote_currency":"USD"}}'),
+        ("gemini", '{"btcusd":"btcusd"}'),
+        ("gemini", '[{"symbol":"btcusd"}]'),
+        ("kraken", '{"error":[],"result":[{"altname":"XBTUSD","wsname":"XBT/USD"}]}'),
+        ("kraken", '{"error":[],"result":{"XXBTZUSD":"XBT/USD"}}'),
+        ("bitfinex", '["BTCUSD"]'),
+        ("bitfinex", '[{"BTCUSD":"BTCUSD"}]'),
+    ],
+)
+def test_a_product_list_of_another_shape_than_the_examples_is_malformed(exchange: str, body: str) -> None:
     with pytest.raises(MalformedResponse):
-        Exchange(BINANCE, Canned(body)).products()
+        Exchange(load_mapping(exchange), Canned(body)).products()
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
@@ -285,7 +306,7 @@ def test_a_product_list_of_another_shape_is_malformed(body: str) -> None:
         (401, ExchangeRefused),
         (403, ExchangeRefused),
         (451, ExchangeRefused),
-        (404, UnknownProduct),
+        (404, ExchangeRefused),
         (301, ExchangeRefused),
         (302, ExchangeRefused),
         (204, ExchangeRefused),
@@ -297,6 +318,21 @@ def test_a_status_is_an_error_with_a_name_and_the_stream(status: int, error: typ
         Exchange(COINBASE, Canned("{}", status)).page(BTC, 1, 9)
     assert type(caught.value) is error
     assert "coinbase#BTC-USD#trades" in str(caught.value)
+
+
+@pytest.mark.parametrize("said", ["NotFound", "Product not found"])
+def test_a_404_is_an_unknown_product_only_with_the_words_for_it(said: str) -> None:
+    """A 404 of a proxy or of a moved path is no delisting."""
+    with pytest.raises(UnknownProduct):
+        Exchange(COINBASE, Canned(json.dumps({"message": said}), 404)).newest(BTC)
+    for other in ('{"message":"no route"}', "{}", "[]", "<html>", f'{{"message":["{said}",', '{"message":null}'):
+        with pytest.raises(ExchangeRefused):
+            Exchange(COINBASE, Canned(other, 404)).newest(BTC)
+
+
+def test_a_good_status_with_words_that_the_mapping_does_not_know_is_no_good_answer() -> None:
+    with pytest.raises(MalformedResponse, match="status 200, try again later, which the mapping does not know"):
+        Exchange(COINBASE, Canned('{"message":"try again later"}')).newest(BTC)
 
 
 def test_binances_own_statuses() -> None:
@@ -366,9 +402,9 @@ def spoil(sim: Server, kind: str, **args: Any) -> None:
 
 
 def test_a_true_page_comes_as_asked(exchange: Exchange) -> None:
-    head = max(r.id for r in exchange.newest(BTC))
+    head = max(r.position for r in exchange.newest(BTC))
     rows = exchange.page(BTC, head - 99, head)
-    assert [r.id for r in rows] == list(range(head, head - 100, -1))
+    assert [r.position for r in rows] == list(range(head, head - 100, -1))
     assert all(isinstance(r, Row) and r.ts_us for r in rows)
 
 

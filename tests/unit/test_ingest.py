@@ -193,6 +193,33 @@ def test_a_busy_exchange_is_skipped_not_failed(world: World) -> None:
     assert world.open("coinbase:BTC-USD")["status"] == "skipped"
 
 
+def close(world: World, run: dict[str, Any]) -> dict[str, Any]:
+    return world.call(ingest.close_run, events.CloseRun, {"execution": {"Id": run["arn"]}, "run": run})
+
+
+def test_a_stream_that_a_newer_run_finished_is_not_failed_in_an_old_one(world: World) -> None:
+    """The newer one's note replaces the old one's; redriven, the old execution would fail for ever."""
+    old = world.open("coinbase:BTC-USD")["run"]
+    assert close(world, old)["failed"] == 1  # which gives the exchange back, too
+    world.ingest()
+    assert close(world, old)["failed"] == 0
+    assert close(world, {**old, "opened_at": world.deps.clock.now_ms() + 1})["failed"] == 1
+    assert close(world, {**old, "opened_at": None})["failed"] == 1
+
+
+def test_a_stream_that_this_run_still_holds_is_failed_whoever_finished_it_before(world: World) -> None:
+    run = world.open("coinbase:BTC-USD")["run"]
+    world.deps.ledger.finish_run(STREAM, "arn:another", "done", world.deps.clock.now_ms() + 1)
+    world.acquire({"execution": world.execution(), "run": run, "stream": STREAM.to_json()})
+    assert close(world, run)["failed"] == 1
+
+
+def test_a_stream_that_another_run_only_found_busy_is_failed(world: World) -> None:
+    run = world.open("coinbase:BTC-USD")["run"]
+    world.deps.ledger.finish_run(STREAM, "arn:another", "busy", world.deps.clock.now_ms() + 1)
+    assert close(world, run)["failed"] == 1
+
+
 def test_ids_that_the_exchange_never_issued_are_recorded_absent(world: World, server: Server) -> None:
     run = world.open("coinbase:BTC-USD")["run"]
     base = {"execution": world.execution(), "run": run, "stream": STREAM.to_json()}

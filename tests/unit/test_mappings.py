@@ -32,7 +32,7 @@ def changed(path: str, value: Any) -> str:
 def test_each_shipped_mapping_loads_and_is_named_like_its_file(exchange: str) -> None:
     mapping = load_mapping(exchange)
     assert mapping.exchange == exchange
-    assert set(mapping.fields.side_values.values()) == {"BUY", "SELL"}
+    assert {*mapping.fields.side_values.values(), *mapping.fields.side_by_sign.values()} == {"BUY", "SELL"}
     assert mapping.symbol_of("BTC-USD")
     assert set(mapping.limits.cost) == {"page", "head", "products"}
 
@@ -40,8 +40,8 @@ def test_each_shipped_mapping_loads_and_is_named_like_its_file(exchange: str) ->
 def test_coinbase_and_binance_are_there() -> None:
     assert {"binance", "coinbase"} <= set(exchanges())
     assert load_mapping("binance").symbol_of("BTC-USDT") == "BTCUSDT"
-    assert load_mapping("coinbase").requests.cursor.descending
-    assert not load_mapping("binance").requests.cursor.descending
+    assert load_mapping("coinbase").requests.page.descending
+    assert not load_mapping("binance").requests.page.descending
 
 
 def test_coinbase_reports_the_makers_side() -> None:
@@ -71,7 +71,9 @@ def test_an_unknown_exchange_gets_a_hint() -> None:
         ("schema_version", 2, "schema_version"),
         ("exchange", "Coinbase", "exchange"),
         ("fields", None, "'fields' is a required property"),
-        ("requests/ids", "sparse", "requests/ids"),
+        ("requests/ids", "some", "requests/ids"),
+        ("requests/page/asks", "ids_above", "requests/page/asks"),
+        ("requests/page/parametre", "x", "did you mean 'parameter'"),
         ("requests/rows", "data", "requests/rows"),
         ("fields/trade_ts/unit", "ms", "fields/trade_ts"),
         ("fields/side/values", {"buy": "BUY"}, "fields/side/values"),

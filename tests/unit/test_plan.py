@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from schemahub import plan
+from schemahub.answers import Row
 from schemahub.errors import BadStateInput, EmptyPage, HeadBehindWatermark, MalformedResponse
-from schemahub.exchanges import Row
 from schemahub.mappings import load_mapping
 from schemahub.paging import Expected, paging_of
 from schemahub.plan import Head

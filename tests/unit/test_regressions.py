@@ -16,9 +16,9 @@ import pytest
 
 from local.exchange_sim.server import Server, running
 from schemahub import errors, events, ingest, raw
+from schemahub.answers import parse_rows
 from schemahub.clock import SystemClock
 from schemahub.commit import Fenced, Superseded
-from schemahub.exchanges import parse_rows
 from schemahub.fetch import Fetched, fetch_chunk
 from schemahub.mappings import load_mapping
 from schemahub.streams import Chunk, Stream, gaps
@@ -93,7 +93,7 @@ def test_defect_3_no_exchange_is_known_to_the_core_by_name() -> None:
         ("binance", b'[{"a":7,"T":1704067200000}]'),
     ):
         (trade,) = parse_rows(body, load_mapping(name))
-        assert (trade.id, trade.ts_us) == (7, 1_704_067_200_000_000)
+        assert (trade.position, trade.ts_us) == (7, 1_704_067_200_000_000)
 
 
 def test_defect_5_the_watermark_cannot_go_back(stores: Stores) -> None:
@@ -146,7 +146,7 @@ def test_a_stray_newest_id_does_not_make_the_future_absent(world: World) -> None
     """One absurd id in the newest page plans chunks that no trade fills: an error for each, and no watermark there."""
     exchange = world.deps.exchange("coinbase")
     newest = exchange.newest(STREAM)
-    far = max(r.id for r in newest) + 50_000
+    far = max(r.position for r in newest) + 50_000
     with pytest.raises(errors.IncompletePage, match="no trade before them"):
         fetch_chunk(
             OnePage(exchange), STREAM, Chunk(far, far + 9), page_size=1000, descending=True, pause=lambda seconds: None
@@ -219,7 +219,10 @@ def test_complaint_6_repeats_inside_a_page_are_stored_once() -> None:
 def test_complaints_23_and_26_many_trades_of_one_moment_are_paged_by_id(descending: bool) -> None:
     """Cursors by time lose or repeat a burst whose trades share a millisecond."""
     source = FakeSource(
-        range(1, 200), page_size=7, descending=descending, spoil=lambda asked, page: [row(r.id, ts_us=5) for r in page]
+        range(1, 200),
+        page_size=7,
+        descending=descending,
+        spoil=lambda asked, page: [row(r.position, ts_us=5) for r in page],
     )
     fetched = fetch(source, 10, 129)
     assert fetched.texts == tuple(text_of(i) for i in range(10, 130))

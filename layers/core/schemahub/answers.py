@@ -14,10 +14,13 @@ from decimal import Decimal
 from typing import Any
 
 from schemahub.errors import MalformedResponse
-from schemahub.mappings import NS, Element, Mapping
+from schemahub.mappings import NS, Mapping
+from schemahub.pointers import at_pointer, element_of, only_list
 from schemahub.streams import MAX_POSITION
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+ABSURD_TIME = 10**20
+"""No epoch of any unit comes near: what is greater is no time at all."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,6 @@ def any_of(codes: list[str], known: tuple[str, ...]) -> bool:
     return any(code == k or (k.endswith("*") and code.startswith(k[:-1])) for code in codes for k in known)
 
 
-def element_of(row: Any, element: Element) -> Any:
-    """What stands at ``element`` of a row; a row that is a text is each of its own elements."""
-    if isinstance(row, dict):
-        return row.get(element)
-    if isinstance(row, list):
-        return row[element] if isinstance(element, int) and element < len(row) else None
-    return row
-
-
 def parse_json(body: bytes) -> Any:
     """JSON of an answer; NaN and Infinity, which JSON does not have, are refused."""
     try:
@@ -67,26 +61,6 @@ def parse_json(body: bytes) -> Any:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
-
-
-def at_pointer(document: Any, pointer: str) -> Any:
-    for part in pointer.split("/")[1:]:
-        if isinstance(document, list) and part.isdecimal() and int(part) < len(document):
-            document = document[int(part)]
-        elif isinstance(document, dict) and part == "*":
-            document = document[_only_list(document)]
-        elif isinstance(document, dict) and part in document:
-            document = document[part]
-        else:
-            raise MalformedResponse(f"the answer has no {pointer!r}")
-    return document
-
-
-def _only_list(document: dict[str, Any]) -> str:
-    lists = [name for name, value in document.items() if isinstance(value, list)]
-    if len(lists) != 1:
-        raise MalformedResponse(f"{len(lists)} members of the answer hold a list, one was expected")
-    return lists[0]
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)
@@ -124,7 +98,7 @@ def _rows(body: bytes, mapping: Mapping, pointer: str) -> list[Row]:
 def _text_at_pointer(text: str, pointer: str) -> str:
     """The exact text of the value at ``pointer`` in a document that is known to hold it."""
     for part in pointer.split("/")[1:]:
-        wanted = _only_list(json.loads(text)) if part == "*" else part
+        wanted = only_list(json.loads(text)) if part == "*" else part
         at = text.index("{") + 1
         while True:
             key, at = _DECODER.raw_decode(text, _skip(text, at))
@@ -206,7 +180,9 @@ def _time_ns(text: str, mapping: Mapping) -> int | None:
     """Nanoseconds since the epoch, as far as planning needs it; the transform judges the time strictly."""
     try:
         if mapping.fields.ts_type == "epoch":
-            return int(Decimal(text) * NS[mapping.fields.ts_unit or "ms"])
+            number = Decimal(text)
+            # 1e999999999 is a number, and has a billion digits as an integer.
+            return int(number * NS[mapping.fields.ts_unit or "ms"]) if abs(number) < ABSURD_TIME else None
         when = datetime.fromisoformat(text.replace("Z", "+00:00"))
         since = when.replace(tzinfo=when.tzinfo or UTC) - EPOCH
         return (since.days * 86_400 + since.seconds) * NS["s"] + since.microseconds * NS["us"]

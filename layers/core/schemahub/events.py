@@ -42,11 +42,13 @@ class Execution(BaseModel):
 
 
 class Run(Payload):
-    """The execution of the whole machine: its name (in keys), its ARN, and the fences of its process locks."""
+    """The execution of the whole machine: name (in keys), ARN, beginning, and the fences of its process locks."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")
     arn: str = Field(min_length=1, max_length=2048)
     fences: dict[str, Counter] = {}
+    opened_at: Counter | None = None
+    """Epoch milliseconds; None in a payload of older code, which a redrive keeps."""
 
 
 class StreamRef(Payload):

@@ -23,7 +23,8 @@ import pyarrow.compute as pc
 import zstandard
 
 from schemahub.mapping_sql import ROLES, json_numbers_sql, rows_sql, transform_sql
-from schemahub.mappings import Element, Mapping
+from schemahub.mappings import Mapping
+from schemahub.pointers import Element
 from schemahub.table import DECIMAL_PRECISION, DECIMAL_SCALE
 
 LINES = 20_000

@@ -6,6 +6,7 @@ Requests are made from the mapping; answers are cut into the exact text of each 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import requests
 
-from schemahub.answers import Row, any_of, at_pointer, codes_at, element_of, parse_json, parse_rows
+from schemahub.answers import Row, any_of, codes_at, parse_json, parse_rows
 from schemahub.clock import Clock, SystemClock
 from schemahub.errors import (
     BadMapping,
@@ -27,6 +28,7 @@ from schemahub.errors import (
     UnknownProduct,
 )
 from schemahub.mappings import NS, Mapping
+from schemahub.pointers import at_pointer, element_of, members
 from schemahub.streams import Stream
 
 MAX_BODY_BYTES = 20 * 1024 * 1024
@@ -151,10 +153,10 @@ class Exchange:
             rows = at_pointer(parse_json(answer.body), spec.rows)
         except MalformedResponse as error:
             raise MalformedResponse(f"products: {error.reason}", stream=self.mapping.exchange) from error
-        rows = list(rows.values()) if isinstance(rows, dict) else rows
-        if not isinstance(rows, list) or not all(isinstance(r, dict | list | str) for r in rows):
-            raise MalformedResponse("the product list is not a list of products", stream=self.mapping.exchange)
-        found = filter(None, map(self._product, rows))
+        like = at_pointer(json.loads(spec.example), spec.rows)
+        if type(rows) is not type(like) or {type(r) for r in members(rows)} - {type(r) for r in members(like)}:
+            raise MalformedResponse("the product list is not a list like the example's", stream=self.mapping.exchange)
+        found = filter(None, map(self._product, members(rows)))
         return sorted(found, key=lambda p: p.product)
 
     def _product(self, row: Any) -> Product | None:
@@ -213,6 +215,8 @@ class Exchange:
             return None
         if status >= 500 or status == 408:
             return ExchangeUnavailable(f"{said}: {text}", stream=about)
+        if status == 200:
+            return MalformedResponse(f"{said}, which the mapping does not know: {text}", stream=about)
         if 300 <= status < 400:
             return ExchangeRefused(
                 f"redirected to {answer.headers.get('location', '?')[:120]!r}, not followed", stream=about

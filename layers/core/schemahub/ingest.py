@@ -12,6 +12,7 @@ from typing import Any
 
 from schemahub import commit, events, mirror, plan, raw
 from schemahub.commit import Committed, Fenced, segment_of
+from schemahub.conditional import whole
 from schemahub.errors import (
     BadConfig,
     BadProductId,
@@ -41,7 +42,7 @@ def process_lock(exchange: str) -> str:
 
 def open_run(event: events.OpenRun, deps: Deps) -> dict[str, Any]:
     """Take the process lock of each exchange and write the list of streams that this run works on."""
-    run = {"id": event.execution.name, "arn": event.execution.Id, "fences": {}}
+    run = {"id": event.execution.name, "arn": event.execution.Id, "fences": {}, "opened_at": deps.clock.now_ms()}
     streams, skipped = [], []
     wanted = select_streams(deps, event.input)
     for name in sorted({s.exchange for s in wanted}):
@@ -333,7 +334,7 @@ def close_run(event: events.CloseRun, deps: Deps) -> dict[str, Any]:
     if not body:
         raise BadStateInput(f"the list of streams {key} is gone", remedy="Start a new execution: it plans again.")
     streams = [Stream.from_json(value) for value in plan.lines_of(body, key)]
-    failed = [s for s in streams if (deps.ledger.last_run(s) or {}).get("run") != event.run.arn]
+    failed = [s for s in streams if not _came_to_its_end(deps, s, event.run)]
     failed_key = key.removesuffix(".jsonl") + ".failed.jsonl"
     deps.objects.put(failed_key, "".join(json.dumps(s.to_json()) + "\n" for s in failed).encode())
     for exchange, fence in event.run.fences.items():
@@ -342,3 +343,14 @@ def close_run(event: events.CloseRun, deps: Deps) -> dict[str, Any]:
         )
     deps.count("StreamsFailed", len(failed))
     return {"streams": len(streams), "failed": len(failed), "bucket": deps.settings.bucket, "failed_key": failed_key}
+
+
+def _came_to_its_end(deps: Deps, stream: Stream, run: events.Run) -> bool:
+    """By this run; or by another one since this one began, whose note has replaced ours (an old run redriven late)."""
+    last = deps.ledger.last_run(stream) or {}
+    if last.get("run") == run.arn:
+        return True
+    if run.opened_at is None or last.get("outcome") != "done" or whole(last, "finished_at") <= run.opened_at:
+        return False
+    holder = deps.locks.holder(stream.lock_id)
+    return holder is None or holder.run != run.arn

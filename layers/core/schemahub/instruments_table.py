@@ -45,7 +45,7 @@ class Column:
 
 
 COLUMNS = (
-    Column(1, "exchange", "string", "Upper case, as in unified_trades: COINBASE"),
+    Column(1, "exchange", "string", "Upper case, as in unified_trades"),
     Column(2, "exchange_symbol", "string", "The exchange's spelling: BTCUSDT"),
     Column(3, "symbol", "string", "BASE-QUOTE, as in unified_trades: BTC-USDT"),
     Column(4, "base", "string", "What is traded: BTC"),

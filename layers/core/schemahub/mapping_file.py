@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import yaml
 from jsonschema import Draft202012Validator
 
-from schemahub.errors import BadMapping
+from schemahub.errors import BadMapping, MalformedResponse
+from schemahub.pointers import at_pointer, members
 
 SCHEMA = json.loads(Path(__file__).with_name("mapping.schema.json").read_text())
 MAX_FILE_BYTES = 64 * 1024
@@ -58,6 +59,18 @@ def read_document(text: str, origin: str = "mapping") -> dict[str, Any]:
     Raises:
         BadMapping: with the path of each offending key, and the nearest known one for a key nobody knows.
     """
+    document, problems = document_and_problems(text, origin)
+    if problems:
+        raise BadMapping(f"{origin}: " + "; ".join(problems)[:2000])
+    return document
+
+
+def document_and_problems(text: str, origin: str = "mapping") -> tuple[dict[str, Any], list[str]]:
+    """What stands in a YAML text, and what is wrong with it, each as ``path/of/the/key: what is wrong``.
+
+    Raises:
+        BadMapping: it is no YAML that a mapping could be.
+    """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_FILE_BYTES:
         raise BadMapping(f"{origin} is larger than {MAX_FILE_BYTES // 1024} KiB")
     try:
@@ -71,11 +84,10 @@ def read_document(text: str, origin: str = "mapping") -> dict[str, Any]:
         *_unkept_limits(document["limits"]),
         *_fields_read_twice(document["fields"]),
         *_contradictions(document),
+        *_codes_with_two_meanings(document.get("errors", {})),
+        *_examples_that_do_not_fit(document),
     ]
-    if problems:
-        raise BadMapping(f"{origin}: " + "; ".join(sorted(problems))[:2000])
-    checked: dict[str, Any] = document
-    return checked
+    return document, sorted(problems)
 
 
 def _unknown_placeholders(doc: dict[str, Any]) -> Iterator[str]:
@@ -132,18 +144,88 @@ def _contradictions(doc: dict[str, Any]) -> Iterator[str]:
     assets = doc.get("assets", {})
     if len(set(assets.values())) < len(assets):
         yield "assets: two of the exchange's assets have the same name of ours"
+    sides = fields["side"].get("values") or fields["side"]["sign"]
+    for side in sorted({"BUY", "SELL"} - set(sides.values())):
+        yield f"fields/side: nothing that the exchange writes means {side}"
     if "sign" in fields["side"] and fields["side"]["from"] != fields["quantity"]["from"]:
         yield "fields/side/sign: only the sign of the quantity says a side"
     if "sign" in fields["side"] and "sign" not in fields["quantity"]:
         yield "fields/quantity/sign: must be `ignore` where the sign says the side"
 
+    page = requests["page"]
+    given = [requests.get("size_parameter"), page.get("parameter"), *requests.get("query", {}), *page.get("query", {})]
+    for name in sorted({n for n in given if n and given.count(n) > 1}):
+        yield f"requests: the parameter {name!r} is given twice"
+    if not requests.get("unknown_product_status") and "unknown_product" not in doc.get("errors", {}):
+        yield "requests: neither a status nor a code of `errors` means that a product is unknown"
+
+
+def _codes_with_two_meanings(errors: dict[str, Any]) -> Iterator[str]:
+    codes = [code for name, listed in errors.items() if name != "at" for code in listed]
+    for code in sorted({c for c in codes if codes.count(c) > 1}):
+        yield f"errors: {code!r} has two meanings"
+
+
+def _examples_that_do_not_fit(doc: dict[str, Any]) -> Iterator[str]:
+    """An example shows the form of an answer: one that the rest of the file cannot read is of another answer."""
+    products, fields = doc["products"], doc["fields"]
+    pair = {"pair/from": products["pair"]["from"]} if "pair" in products else {}
+    named = {name: products[name] for name in ("symbol", "base", "quote", "status", "disabled") if name in products}
+    listed = {**named, **pair, **{f"only/{name}": name for name in products.get("only", {})}}
+    wanted = {
+        "requests": {f"fields/{name}/from": fields[name]["from"] for name in fields},
+        "products": {f"products/{name}": element for name, element in listed.items()},
+    }
+    for section, elements in wanted.items():
+        where, pointer = f"{section}/example", doc[section]["rows"]
+        try:
+            rows = members(at_pointer(json.loads(doc[section]["example"]), pointer))
+        except (ValueError, RecursionError):
+            yield f"{where}: not JSON"
+            continue
+        except MalformedResponse:
+            rows = []
+        if not rows:
+            yield f"{where}: has no row at {pointer!r}"
+            continue
+        # A product that is a bare text is all of its own fields.
+        bare = section == "products" and isinstance(rows[0], str) and "pair" in products
+        for key, element in () if bare else elements.items():
+            if not _has(rows[0], element):
+                yield f"{where}: the row has no {element!r}, which {key} names{_hint(rows[0], element)}"
+
+
+def _hint(row: Any, element: Any) -> str:
+    """What a row has instead of ``element``."""
+    if isinstance(row, list):
+        return f" (it is an array of {len(row)}, counted from 0)"
+    if not isinstance(row, dict):
+        return ""
+    near = [*difflib.get_close_matches(str(element), list(row), n=1), *(name for name in row if str(element) in name)]
+    return f" (did you mean {near[0]!r}?)" if near else f" (it has {', '.join(row)[:200]})"
+
+
+def _has(row: Any, element: Any) -> bool:
+    if isinstance(element, int):
+        return isinstance(row, list) and element < len(row)
+    return isinstance(row, dict) and element in row
+
 
 def _explain(error: Any) -> str:
     where = "/".join(str(p) for p in error.absolute_path) or "(top)"
+    schema = error.schema if isinstance(error.schema, dict) else {}
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
-        known = list(error.schema.get("properties", {}))
+        known = list(schema.get("properties", {}))
         unknown = [k for k in error.instance if k not in known]
         near = [difflib.get_close_matches(k, known, n=1) for k in unknown]
         hints = [f"{k!r}" + (f" (did you mean {n[0]!r}?)" if n else "") for k, n in zip(unknown, near, strict=True)]
         return f"{where}: unknown key {', '.join(hints)}"
-    return f"{where}: {error.message[:200]}"
+    if error.validator == "not":
+        key = ", ".join(map(repr, error.validator_value.get("required", ()))) or "this key"
+        return f"{where}: {key} does not go with the other keys here"
+    if error.validator in ("oneOf", "anyOf") and all("required" in choice for choice in error.validator_value):
+        choices = [" and ".join(choice["required"]) for choice in error.validator_value]
+        return f"{where}: {'one' if error.validator == 'oneOf' else 'at least one'} of {', '.join(choices)} is needed"
+    meant = [schema["description"]] if error.validator in ("pattern", "oneOf") and "description" in schema else []
+    meant += [f"for example {schema['examples'][0]!r}"] if error.validator == "pattern" and "examples" in schema else []
+    return f"{where}: {error.message[:200]}" + (f" ({'; '.join(meant)})" if meant else "")

@@ -15,13 +15,11 @@ from typing import Any
 
 from schemahub.errors import BadMapping, UnknownExchange
 from schemahub.mapping_file import read_document
+from schemahub.pointers import Element
 
 NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 """Nanoseconds of each unit of time."""
 LONG_ASSET = 3
-
-Element = str | int
-"""Where a value stands in a row: the name of a field, or the place in an array."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Column:
 
 
 COLUMNS = (
-    Column(1, "exchange", "string", DICTIONARY, "Upper case: COINBASE"),
+    Column(1, "exchange", "string", DICTIONARY, "Upper case"),
     Column(2, "symbol", "string", DICTIONARY, "BASE-QUOTE: BTC-USD"),
     Column(3, "trade_id", "string", "DELTA_BYTE_ARRAY", "The exchange's number, as text"),
     Column(4, "side", "string", DICTIONARY, "BUY or SELL: what the taker did"),

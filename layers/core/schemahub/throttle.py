@@ -85,7 +85,7 @@ class Bucket:
     """How much later than its slot a request may reach the exchange; half is for us, half for the network."""
     cost: Costs[str, float]
     pause_s: float
-    """Penalty for a 429 without Retry-After: one window of the exchange."""
+    """Penalty for a refusal without Retry-After: what the mapping says, otherwise one window of the exchange."""
 
     @classmethod
     def of(cls, mapping: Mapping, limit_share: float = 1.0) -> Bucket:
@@ -118,7 +118,7 @@ class Bucket:
             ceil(burst * SECOND_US / rate),
             int(margin * SECOND_US),
             dict(limits.cost),
-            min(60.0, max(1.0, limits.per_seconds)),
+            limits.pause_seconds or min(60.0, max(1.0, limits.per_seconds)),
         )
 
     def interval_us(self, cost: float) -> int:

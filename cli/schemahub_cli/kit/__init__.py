@@ -1,0 +1,1 @@
+"""The kit for adding an exchange: a scaffold, a lint, a look at one page, golden fixtures."""
