@@ -53,7 +53,7 @@ def positions(mapping: Mapping, lines: list[str]) -> list[int]:
 @pytest.mark.parametrize("exchange", exchanges())
 def test_every_field_of_every_exchange_is_what_was_traded(tmp_path: Path, exchange: str) -> None:
     mapping = load_mapping(exchange)
-    lines = [text for _, text in Protocol(mapping).render(TICKS)]
+    lines = [text for _, text in Protocol(mapping).render("BTCUSD", TICKS)]
     at = positions(mapping, lines)
     rows, bad = mapped(tmp_path, mapping, lines[::-1], min(at), max(at))
     assert not bad
@@ -72,7 +72,7 @@ def test_every_field_of_every_exchange_is_what_was_traded(tmp_path: Path, exchan
 def test_a_trade_of_another_time_than_the_segment_s_is_quarantined(tmp_path: Path, exchange: str) -> None:
     """The position is computed from the exact text, as the fetcher did, to the nanosecond."""
     mapping = load_mapping(exchange)
-    lines = [text for _, text in Protocol(mapping).render(TICKS[:6])]
+    lines = [text for _, text in Protocol(mapping).render("BTCUSD", TICKS[:6])]
     at = sorted(set(positions(mapping, lines)))
     inside = [
         line for line, position in zip(lines, positions(mapping, lines), strict=True) if at[0] < position < at[-1]
