@@ -144,7 +144,7 @@ class Linked:
         self, exchange: PacedExchange, stream: Stream, chunk: Chunk, clock: Clock, tick: Callable[[], None],
         *, link: int | None = None, young_us: int | None = None,
     ) -> Fetched:  # fmt: skip
-        """Every trade of a chunk; see ``fetch_linked``. ``link``: the newest committed trade, if nothing lies between."""
+        """Every trade of a chunk; see ``fetch_linked``. ``link``: the newest committed trade, if the chunk is next."""
         spec = self.mapping.requests
         if spec.page.asks == "newest":
             windows = spec.page.windows
