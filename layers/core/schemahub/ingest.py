@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from schemahub import commit, events, mirror, plan, raw
+from schemahub.answers import parse_elements
 from schemahub.commit import Committed, Fenced, segment_of
 from schemahub.conditional import whole
 from schemahub.errors import (
@@ -195,7 +196,7 @@ def chunks_to_fetch(deps: Deps, stream: Stream, mark: Watermark | None) -> tuple
     page = exchange.newest(stream)
     now_us = deps.clock.now_ms() * 1000
     paging = paging_of(mapping)
-    head = paging.look_back(exchange, stream, page, paging.head(page, stream, now_us), now_us)
+    head = paging.head(page, stream, now_us)
     plan.check_head(head, mark.high if mark else None, stream)
     start = ColdStart(now_us - int(deps.settings.cold_start_hours * 3600e6), deps.settings.cold_start_trades)
     first = mark.high + 1 if mark else paging.first(exchange, stream, page, start)
@@ -222,13 +223,14 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
             renewer.tick()
 
     mark = deps.ledger.watermark(stream)
+    follows = mark is not None and mark.high == chunk.first - 1
     fetched = paging.fetch(
         PacedExchange.of(deps, stream.exchange),
         stream,
         chunk,
         deps.clock,
         tick,
-        link=mark.high if mark and mark.high == chunk.first - 1 else None,
+        link=_newest_trade(deps, stream) if follows and paging.needs_link else None,
         young_us=deps.clock.now_ms() * 1000 - int(YOUNG_S * 1e6),
     )
     raw.store(deps.objects, stream, fetched)
@@ -241,6 +243,16 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
     else:
         _say_what_is_lost(deps, stream, fetched)
     return {"status": "fetched"}
+
+
+def _newest_trade(deps: Deps, stream: Stream) -> int | None:
+    """The position of the newest committed trade: a watermark in the middle of a plan, or of a rush, lies behind it."""
+    for segment in deps.ledger.newest_segments(stream):
+        if segment.count:
+            content = raw.read(deps.objects, segment.raw_key, segment.sha256, segment.count)
+            last = content.rstrip(b"\n").rpartition(b"\n")[2]
+            return parse_elements(b"[" + last + b"]", load_mapping(stream.exchange))[0].position
+    return None
 
 
 def _say_what_is_lost(deps: Deps, stream: Stream, fetched: Fetched) -> None:

@@ -63,6 +63,12 @@ class Ledger:
         for item in self._query(KeyConditionExpression=condition, ConsistentRead=True):
             yield _segment(item)
 
+    def newest_segments(self, stream: Stream) -> Iterator[Segment]:
+        """Committed segments, the newest first."""
+        condition = Key("stream").eq(str(stream)) & Key("item").between("segment#", "segment#~")
+        for item in self._query(KeyConditionExpression=condition, ConsistentRead=True, ScanIndexForward=False):
+            yield _segment(item)
+
     def segment(self, stream: Stream, first: int) -> Segment | None:
         item = self._get(stream, _segment_item(first))
         return _segment(item) if item else None

@@ -20,7 +20,6 @@ from schemahub.plan import Head
 from schemahub.streams import Chunk, Stream
 
 NO_LIMIT = 2**62
-LOOKS_BACK = 5
 EDGE_US = 900_000_000
 """A first run keeps away from the edge of a window: it may wait so long between its plan and its fetch."""
 
@@ -45,6 +44,7 @@ class DenseIds:
     """Positions are ids, and every number belongs to a trade or to a hole that is classed."""
 
     counted = True
+    needs_link = False
     most_ahead = plan.MAX_JUMP
 
     def __init__(self, mapping: Mapping) -> None:
@@ -53,10 +53,6 @@ class DenseIds:
     def head(self, page: Sequence[Row], stream: Stream, now_us: int) -> Head:
         """The head of a stream by its newest answer."""
         return plan.head_of(page, stream, now_us, self.mapping.requests.settle_seconds)
-
-    def look_back(self, exchange: PacedExchange, stream: Stream, page: Sequence[Row], head: Head, now_us: int) -> Head:
-        """Every id may be a watermark."""
-        return head
 
     def chunk_size(self, page: Sequence[Row], pages: int) -> int:
         """Positions of a chunk of so many answers."""
@@ -93,6 +89,12 @@ class Linked:
 
     counted = False
 
+    @property
+    def needs_link(self) -> bool:
+        """Whether an answer goes on from the trade that the one before it ended with, towards newer ones."""
+        page = self.mapping.requests.page
+        return page.asks != "newest" and not page.descending
+
     def __init__(self, mapping: Mapping) -> None:
         self.mapping = mapping
         self.step = plan_linked.step_of(mapping.fields.tick_ns, mapping.by_time)
@@ -101,24 +103,6 @@ class Linked:
     def head(self, page: Sequence[Row], stream: Stream, now_us: int) -> Head:
         """The newest settled trade that has another behind it."""
         return plan_linked.linked_head(page, stream, now_us, self.mapping.requests.settle_seconds, self.step)
-
-    def look_back(self, exchange: PacedExchange, stream: Stream, page: Sequence[Row], head: Head, now_us: int) -> Head:
-        """A head that is a trade, where the next run's first answer is linked to it.
-
-        In a rush all that the newest answer shows is too young: older ones are asked for. Nothing is planned (head 0)
-        if that shows no settled trade either.
-        """
-        spec = self.mapping.requests
-        if spec.page.descending or spec.page.asks == "newest" or head.settled >= min(row.position for row in page):
-            return head
-        rows = page
-        for _ in range(LOOKS_BACK):
-            at = plan_linked.look_back_at(rows, now_us - int(spec.settle_seconds * 1e6), spec.page_size)
-            rows = exchange.page(stream, at, at, kind="head")
-            found = self.head(rows, stream, now_us)
-            if found.settled >= min(row.position for row in rows):
-                return Head(found.settled, head.newest)
-        return Head(0, head.newest)
 
     def chunk_size(self, page: Sequence[Row], pages: int) -> int:
         """Positions of a chunk of about so many answers; without paging all is one chunk."""
@@ -160,16 +144,15 @@ class Linked:
         self, exchange: PacedExchange, stream: Stream, chunk: Chunk, clock: Clock, tick: Callable[[], None],
         *, link: int | None = None, young_us: int | None = None,
     ) -> Fetched:  # fmt: skip
-        """Every trade of a chunk; see ``fetch_linked``. ``link``: the watermark, if the chunk follows it."""
+        """Every trade of a chunk; see ``fetch_linked``. ``link``: the newest committed trade, if the chunk is next."""
         spec = self.mapping.requests
         if spec.page.asks == "newest":
             windows = spec.page.windows
             since = int((clock.now_ms() / 1000 - windows[-1].seconds) * NS["s"]) if windows else None
             return fetch_newest(exchange, stream, chunk, window_from=since, tick=tick)
-        trade_at = None if link is None else link - self.step + 1
         return fetch_linked(
             exchange, stream, chunk, page_size=spec.page_size, descending=spec.page.descending, unit=self.step,
-            ties=self.mapping.by_time, link=trade_at, pause=clock.sleep, tick=tick,
+            ties=self.mapping.by_time, link=link, pause=clock.sleep, tick=tick,
         )  # fmt: skip
 
 

@@ -52,14 +52,6 @@ def linked_head(rows: Sequence[Row], stream: Stream, now_us: int, settle_seconds
     return Head(max(counted, default=oldest // step * step - 1), last_of(newest, step))
 
 
-def look_back_at(rows: Sequence[Row], before_us: int, page_size: int) -> int:
-    """Where to ask for an answer with trades on both sides of ``before_us``, if all of ``rows`` are younger."""
-    oldest, newest = (choose(rows, key=lambda row: row.position) for choose in (min, max))
-    per_us = (newest.position - oldest.position) / max(1, (newest.ts_us or 0) - (oldest.ts_us or 0))
-    back = ((oldest.ts_us or 0) - before_us) * per_us + pace(rows) * page_size / 2
-    return max(1, oldest.position - int(back))
-
-
 def pace(rows: Sequence[Row]) -> float:
     """Positions between two trades of an answer, on average."""
     positions = [row.position for row in rows]
