@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-crash lint fmt bench build lock clean
+.PHONY: help setup run test test-crash test-exchanges lint fmt bench build lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,10 @@ test: setup node_modules/.stamp ## All tests (CI runs this): fast ones in parall
 
 test-crash: setup ## The whole proof: the crash matrix at every side effect, long schedules, the load on one bucket
 	$(BIN)/pytest -n $(WORKERS) -m long --timeout 1500 $(wildcard tests/unit tests/property tests/crash tests/simulation)
-	$(BIN)/pytest -m long --timeout 1500 tests/integration
+	$(BIN)/pytest -m long --timeout 1500 tests/integration/test_contention.py
+
+test-exchanges: setup ## Every exchange, 20,000 trades each, through the deployed stack at its true limits (12 minutes)
+	$(BIN)/pytest --timeout 1500 tests/integration/test_exchanges.py
 
 lint: setup ## Style and types
 	$(BIN)/ruff check .

@@ -14,11 +14,10 @@ from local.exchange_sim import build_world
 from local.stack import Stack
 from schemahub.mappings import exchanges
 from schemahub.streams import Stream
-from tests import oracle
+from tests import generated_truth
 from tests.integration.conftest import WORLD, Simulator
 from tests.integration.test_end_to_end import ingest, ledger_of, table_rows
 
-pytestmark = pytest.mark.end_to_end
 AT_LEAST = 20_000
 IN_EVERY_RUN = ("bitfinex", "gemini")
 """One whose positions are times and one whose ids are sparse; the others belong to the long form."""
@@ -33,7 +32,7 @@ def assert_exactly_the_exchange(stack: Stack, stream: Stream) -> int:
     mark = ledger_of(stack).watermark(stream)
     assert mark is not None
     rows = sorted(table_rows(stack, stream), key=lambda row: (row[4], row[0]))
-    assert rows == oracle.trades(build_world(WORLD), stream.exchange, stream.product, mark.low, mark.high)
+    assert rows == generated_truth.trades(build_world(WORLD), stream.exchange, stream.product, mark.low, mark.high)
     assert not rows or max(Counter(row[0] for row in rows).values()) == 1
     return len(rows)
 
@@ -46,7 +45,7 @@ def pull(stack: Stack, simulator: Simulator, streams: list[Stream]) -> None:
 
 @pytest.mark.parametrize("exchange", [p for p in exchange_params() if p.values != ("bybit",)])  # type: ignore[attr-defined]
 def test_twenty_thousand_trades_of_an_exchange(stack: Stack, simulator: Simulator, exchange: str) -> None:
-    products = oracle.streams_of(build_world(WORLD), exchange)[:2]
+    products = generated_truth.streams_of(build_world(WORLD), exchange)[:2]
     streams = [Stream(exchange, product) for product in products]
     pull(stack, simulator, streams)
     rows = sum(assert_exactly_the_exchange(stack, stream) for stream in streams)
@@ -59,7 +58,7 @@ def test_twenty_thousand_trades_of_an_exchange(stack: Stack, simulator: Simulato
 @pytest.mark.long
 def test_twenty_thousand_trades_of_an_exchange_that_shows_sixty(stack: Stack, simulator: Simulator) -> None:
     """Polled before the window runs over: each poll begins where the one before it ended, and nothing is lost."""
-    streams = [Stream("bybit", product) for product in oracle.streams_of(build_world(WORLD), "bybit")]
+    streams = [Stream("bybit", product) for product in generated_truth.streams_of(build_world(WORLD), "bybit")]
     every_s, polls = 55 * 2, -(-AT_LEAST // (55 * len(streams))) + 1
     simulator.control("POST", "/_sim/clock", {"offset_s": -(polls + 10) * every_s, "frozen": True})
     for _ in range(polls):

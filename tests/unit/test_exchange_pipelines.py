@@ -22,7 +22,7 @@ from schemahub.certificate import SignOff
 from schemahub.lake import Lake, lake_of
 from schemahub.mappings import exchanges, load_mapping
 from schemahub.streams import Stream, covers, overlapping
-from tests import oracle
+from tests import generated_truth
 from tests.unit.pipelines import Pipeline, make_pipeline
 
 QUIET = {"limit": "none", "trades_per_day": 4_000}
@@ -49,12 +49,12 @@ ALWAYS = ("bybit", "gemini", "kraken")
 
 @pytest.fixture(params=exchanges())
 def stream(request: Any, server: Server) -> Stream:
-    return Stream(request.param, oracle.streams_of(server.simulator.world, request.param)[0])
+    return Stream(request.param, generated_truth.streams_of(server.simulator.world, request.param)[0])
 
 
 @pytest.fixture(params=[pytest.param(e, marks=() if e in ALWAYS else pytest.mark.long) for e in exchanges()])
 def each(request: Any, server: Server) -> Stream:
-    return Stream(request.param, oracle.streams_of(server.simulator.world, request.param)[0])
+    return Stream(request.param, generated_truth.streams_of(server.simulator.world, request.param)[0])
 
 
 def copies(pipe: Pipeline) -> list[str]:
@@ -73,7 +73,7 @@ def lake(pipe: Pipeline) -> Lake:
     return replace(lake_of(pipe.world.deps), connect=lambda: query.open_files(files))
 
 
-def table(pipe: Pipeline, stream: Stream) -> list[oracle.Trade]:
+def table(pipe: Pipeline, stream: Stream) -> list[generated_truth.Trade]:
     """The stream's rows in the table, by time and id."""
     return duckdb.execute(
         "SELECT CAST(trade_id AS BIGINT) AS id, side, price, quantity, epoch_us(trade_ts) AS us FROM read_parquet(?) "
@@ -90,7 +90,9 @@ def assert_exact(pipe: Pipeline, stream: Stream, least: int) -> int:
     assert not overlapping(segments)
     assert covers(segments, (mark.low, mark.high))
     rows = table(pipe, stream)
-    assert rows == oracle.trades(pipe.server.simulator.world, stream.exchange, stream.product, mark.low, mark.high)
+    assert rows == generated_truth.trades(
+        pipe.server.simulator.world, stream.exchange, stream.product, mark.low, mark.high
+    )
     assert len(rows) >= least
     assert max(Counter(row[0] for row in rows).values()) == 1
     assert list(ledger.pending()) == []
@@ -168,7 +170,7 @@ def test_trades_that_share_their_times_across_pages(aws: boto3.Session, tmp_path
     busy = {"limit": "none", "trades_per_day": 100_000_000}
     with running({**WORLD, exchange: busy}) as server:
         pipe = make_pipeline(aws, server, tmp_path, cold_start_trades=25_000)
-        stream = Stream(exchange, oracle.streams_of(server.simulator.world, exchange)[0])
+        stream = Stream(exchange, generated_truth.streams_of(server.simulator.world, exchange)[0])
         server.simulator.clock.set(None, None, True)
         pipe.run(stream)
         assert_exact(pipe, stream, 10_000)
@@ -183,13 +185,16 @@ def test_trades_that_share_their_times_across_pages(aws: boto3.Session, tmp_path
 @pytest.mark.parametrize("exchange", ["kraken", "bitfinex", "gemini", "okx"])
 def test_history_that_was_pruned_is_said_and_nothing_is_committed(pipe: Pipeline, exchange: str) -> None:
     world = pipe.server.simulator.world
-    stream = Stream(exchange, oracle.streams_of(world, exchange)[0])
+    stream = Stream(exchange, generated_truth.streams_of(world, exchange)[0])
     pipe.run(stream)
     rows = assert_exact(pipe, stream, 1_000)
-    mark, listing = pipe.world.deps.ledger.watermark(stream), oracle.listing_of(world, exchange, stream.product)
+    mark, listing = (
+        pipe.world.deps.ledger.watermark(stream),
+        generated_truth.listing_of(world, exchange, stream.product),
+    )
     assert mark is not None
     pipe.later(3600)
-    behind = oracle.numbers(world, exchange, stream.product, mark.low, mark.high)
+    behind = generated_truth.numbers(world, exchange, stream.product, mark.low, mark.high)
     spec = {"exchange": exchange, "product": listing.name, "match": {"ids": [listing.source.first_id, behind[1] + 20]}}
     pipe.server.simulator.faults.add([{"kind": "missing_forever", **spec}], pipe.server.simulator.clock.now_us())
     with pytest.raises(errors.IncompletePage):
@@ -204,7 +209,7 @@ def test_history_that_was_pruned_is_said_and_nothing_is_committed(pipe: Pipeline
 def test_a_window_that_ran_over_is_a_hole_that_stays_lost(
     pipe: Pipeline, exchange: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream = Stream(exchange, oracle.streams_of(pipe.server.simulator.world, exchange)[0])
+    stream = Stream(exchange, generated_truth.streams_of(pipe.server.simulator.world, exchange)[0])
     pipe.run(stream)
     said: list[str] = []
     monkeypatch.setattr(pipe.world.deps, "call_attention", lambda message, about: said.append(message))
@@ -216,7 +221,7 @@ def test_a_window_that_ran_over_is_a_hole_that_stays_lost(
     assert mark is not None
     assert (lost.kind, len(said)) == ("lost", 1)
     assert "are lost" in said[0]
-    true = oracle.trades(pipe.server.simulator.world, exchange, stream.product, mark.low, mark.high)
+    true = generated_truth.trades(pipe.server.simulator.world, exchange, stream.product, mark.low, mark.high)
     kept = [trade for trade in true if not lost.first <= trade[4] * 1000 <= lost.last]
     assert table(pipe, stream) == kept
     assert len(true) - len(kept) > 4_000
