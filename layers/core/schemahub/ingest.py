@@ -222,15 +222,13 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
         for renewer in renewers:
             renewer.tick()
 
-    mark = deps.ledger.watermark(stream)
-    follows = mark is not None and mark.high == chunk.first - 1
     fetched = paging.fetch(
         PacedExchange.of(deps, stream.exchange),
         stream,
         chunk,
         deps.clock,
         tick,
-        link=_newest_trade(deps, stream) if follows and paging.needs_link else None,
+        link=_link(deps, stream, chunk) if paging.needs_link else None,
         young_us=deps.clock.now_ms() * 1000 - int(YOUNG_S * 1e6),
     )
     raw.store(deps.objects, stream, fetched)
@@ -243,6 +241,12 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
     else:
         _say_what_is_lost(deps, stream, fetched)
     return {"status": "fetched"}
+
+
+def _link(deps: Deps, stream: Stream, chunk: Chunk) -> int | None:
+    """Where the newest committed trade lies, for the chunk that follows the watermark."""
+    mark = deps.ledger.watermark(stream)
+    return _newest_trade(deps, stream) if mark and mark.high == chunk.first - 1 else None
 
 
 def _newest_trade(deps: Deps, stream: Stream) -> int | None:
