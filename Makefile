@@ -27,12 +27,12 @@ run: setup ## Whole pipeline on this machine: embedded AWS, real deploy, simulat
 
 test: setup node_modules/.stamp ## All tests (CI runs this): fast ones in parallel, then the deployed stack, then with IAM enforced
 	$(BIN)/pytest -n $(WORKERS) -m "not long" $(wildcard tests/unit tests/property tests/crash tests/simulation tests/deploy)
-	$(BIN)/pytest tests/integration -m "not long"
+	$(BIN)/pytest tests/integration -m "not end_to_end and not long"
 	AUTH=true $(BIN)/pytest tests/integration -m "end_to_end and not long"
 
 test-crash: setup ## The whole proof: the crash matrix at every side effect, long schedules, the load on one bucket
 	$(BIN)/pytest -n $(WORKERS) -m long --timeout 1500 $(wildcard tests/unit tests/property tests/crash tests/simulation)
-	$(BIN)/pytest -m long --timeout 1500 tests/integration
+	$(BIN)/pytest -m long --timeout 1500 tests/integration/test_contention.py
 
 lint: setup ## Style and types
 	$(BIN)/ruff check .
