@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from schemahub.streams import MAX_POSITION, Chunk, Stream
+from schemahub.streams import MAX_POSITION, Chunk, Known, Stream
 
 Position = Annotated[int, Field(strict=True, ge=0, le=MAX_POSITION)]
 Counter = Annotated[int, Field(strict=True, ge=0, le=MAX_POSITION)]
@@ -71,12 +71,20 @@ class LockRef(BaseModel):
     attempt: Counter = 0
 
 
+class KnownRef(Payload):
+    base: Position | None
+    head: Position
+    pace: Position
+
+
 class ChunkRef(Payload):
     first: Position
     last: Position
+    known: KnownRef | None = None
 
     def value(self) -> Chunk:
-        return Chunk(self.first, self.last)
+        known = Known(self.known.base, self.known.head, self.known.pace) if self.known else None
+        return Chunk(self.first, self.last, known)
 
     def __str__(self) -> str:
         return f"{self.first}..{self.last}"

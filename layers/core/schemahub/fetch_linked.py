@@ -1,10 +1,12 @@
 """Fetching a chunk where counting proves nothing: positions are times, or ids that skip numbers.
 
-What proves a chunk is that its answers are linked. Each question begins at a trade that the answer before it ended with
-(inclusively), the first one at the watermark's trade, and that trade must come back: so an exchange that skips, prunes
-its history, ignores the cursor or serves from a stale node cannot pass. Trades may share a time, so a full answer may
-cut the group of its last time: a group counts only when an answer shows it whole, which goes on behind it or ends there
-without being full; what was seen of a cut group must be in the whole one.
+What proves a chunk is that its answers are linked, from a trade before it to a trade behind it. The first question
+begins before the chunk (behind it where answers go towards older trades), and a trade there must be shown; each further
+one begins at a trade that the answer before it ended with, inclusively, and that trade must come back. The trades that
+the plan saw at both its ends must be among those shown. So an exchange that skips, prunes its history, ignores the
+cursor or serves from a stale node cannot pass. Trades may share a time, so a full answer may cut the group of its last
+time: a group counts only when an answer shows it whole, which goes on behind it or ends there without being full; what
+was seen of a cut group must be in the whole one.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from typing import Protocol
 from schemahub.answers import Row
 from schemahub.errors import EmptyPage, IncompletePage, PageConflict, TieOverflow
 from schemahub.fetch import SECOND_LOOK_AFTER_S, Fetched
-from schemahub.streams import Absent, Chunk, Interval, Stream
+from schemahub.streams import MAX_POSITION, Absent, Chunk, Interval, Stream
+
+FEW = 8
+"""Trades before a chunk that its first answer shows, at least: one of them is enough."""
 
 
 class PageSource(Protocol):
@@ -34,7 +39,6 @@ def fetch_linked(
     descending: bool,
     unit: int,
     ties: bool,
-    link: int | None = None,
     pause: Callable[[float], None],
     tick: Callable[[], None] = lambda: None,
 ) -> Fetched:
@@ -43,32 +47,25 @@ def fetch_linked(
     Args:
         unit: nanoseconds of the exchange's finest unit of time (the chunk ends with one), 1 where positions are ids.
         ties: positions are times, which trades may share.
-        link: where the trades before an ascending chunk lie, if that is known: one of them must be shown too.
         pause: sleeps for seconds before a second look.
         tick: called after each answer (lease renewal).
 
     Raises:
         EmptyPage: an answer without rows, although trades lie at both ends of the chunk or behind them.
-        IncompletePage: the answers are not linked, or end before the chunk does.
+        IncompletePage: the answers are not linked, begin behind the chunk's beginning or end before its end.
         PageConflict: a trade came twice with different contents.
         TieOverflow: more trades at one time than an answer holds.
     """
     walk = _Walk(source, stream, chunk, page_size, -1 if descending else 1, tick)
-    at, end = walk.along(chunk.first, chunk.last)
+    start, end = walk.along(chunk.first, chunk.last)
     within = end - (unit - 1) * walk.sign
-    if link is not None and not descending:
-        at = link
+    at, last, full = walk.begin(start, ties)
     while True:
-        last, full = walk.ask(at)
-        if at == link and min(walk.groups) >= chunk.first:
-            raise IncompletePage(
-                "the answer does not begin with the trade at the watermark: history was pruned, or it skips",
-                stream=stream,
-                span=(at, chunk.last),
-            )
         if walk.is_before(end, last):
             break
-        if not walk.is_before(last, within) and not (full and ties):
+        if last == end and not ties:
+            break
+        if not walk.is_before(last, within) and not full and walk.may_end():
             # Nothing behind it proves this group whole, so it must look the same a little later.
             pause(SECOND_LOOK_AFTER_S)
             walk.ask(last)
@@ -78,11 +75,13 @@ def fetch_linked(
         if last == at:
             raise IncompletePage("the answers end before the chunk does", stream=stream, span=(chunk.first, chunk.last))
         at = last
+        last, full = walk.ask(at)
+    walk.check_known()
     return walk.result()
 
 
 def fetch_newest(
-    source: PageSource, stream: Stream, chunk: Chunk, *, window_from: int | None, tick: Callable[[], None]
+    source: PageSource, stream: Stream, chunk: Chunk, *, unit: int, window_from: int | None, tick: Callable[[], None]
 ) -> Fetched:
     """The rows of ``chunk`` from an exchange that shows its newest trades only.
 
@@ -90,14 +89,16 @@ def fetch_newest(
     the chunk's beginning) has lost trades for good: their range is recorded as ``lost``, never passed over in silence.
 
     Raises:
-        EmptyPage, IncompletePage: no trades, or only older ones. PageConflict: one trade with two contents.
+        EmptyPage, IncompletePage: no trades, none at the chunk's end or behind it (a stale node), or not all that the
+            plan saw. PageConflict: one trade with two contents.
     """
     walk = _Walk(source, stream, chunk, 0, 1, tick)
     oldest, newest = walk.look()
-    if newest < chunk.first:
+    if newest <= chunk.last - unit:
         raise IncompletePage(
-            "the newest trades are older than the chunk", stream=stream, span=(chunk.first, chunk.last)
+            "the newest trades are older than the chunk's end", stream=stream, span=(chunk.first, chunk.last)
         )
+    walk.check_known()
     if oldest < chunk.first or (window_from is not None and window_from <= chunk.first):
         return walk.result()
     # The answer's oldest group may be cut. Its trades belong to the hole, so that a file of the exchange can fill it
@@ -121,6 +122,57 @@ class _Walk:
     requests: int = 0
     repeated: int = 0
     outside: int = 0
+
+    def begin(self, start: int, ties: bool) -> tuple[int, int, bool]:
+        """Ask from before ``start`` until a trade before it is shown; where that was, and as ``ask``.
+
+        Raises:
+            IncompletePage: none is shown, back to the trade that the plan knows of.
+        """
+        known = self.chunk.known
+        if self.sign > 0:
+            # A first run begins with the unit of the trade that it knows.
+            witness, bound = known and known.base, min(start, known.base or 0 if known else 0)
+        else:
+            witness = bound = known.head if known else MAX_POSITION - 1
+        reach = max(1, known.pace * max(FEW, self.page_size // 32) if known else self.chunk.size // 64)
+        while True:
+            at = start - reach * self.sign
+            at = max(at, bound) if self.sign > 0 else min(at, bound)
+            last, full = self.ask(at)
+            nearest = min(self.groups, key=lambda position: position * self.sign)
+            if self.is_before(nearest, start) or (nearest == start and not ties) or witness in self.groups:
+                return at, last, full
+            if at == bound:
+                raise IncompletePage(
+                    "the answer does not begin with the trade at the watermark: history was pruned, or it skips"
+                    if self.sign > 0
+                    else "the answer does not begin with the trade at the plan's head: it skips, or the node is stale",
+                    stream=self.stream,
+                    span=(self.chunk.first, self.chunk.last),
+                )
+            self.groups.clear()
+            reach *= 8
+
+    def may_end(self) -> bool:
+        """Whether answers may end with the chunk: behind every other chunk lies the trade at the plan's head."""
+        known = self.chunk.known
+        return known is None or known.head <= self.chunk.last
+
+    def check_known(self) -> None:
+        """Raises IncompletePage when the answers pass over a trade that the plan knows of."""
+        if (known := self.chunk.known) is None:
+            return
+        low, high = min(self.groups), max(self.groups)
+        if known.base is not None and low <= known.base <= high and known.base not in self.groups:
+            missing = known.base
+        elif low <= known.head <= max(high, self.chunk.last) and known.head not in self.groups:
+            missing = known.head
+        else:
+            return
+        raise IncompletePage(
+            "a trade that was there is not shown any more", stream=self.stream, span=(missing, missing)
+        )
 
     def ask(self, at: int) -> tuple[int, bool]:
         """Keep what the answer from ``at`` on shows; (its last position in the direction of travel, was it full)."""

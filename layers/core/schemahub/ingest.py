@@ -29,7 +29,7 @@ from schemahub.ledger import Watermark
 from schemahub.locks import Lease, Renewer
 from schemahub.mappings import NS, exchanges, load_mapping
 from schemahub.pacing import PacedExchange
-from schemahub.paging import ColdStart, Expected, paging_of
+from schemahub.paging import Begin, ColdStart, Expected, Linked, paging_of
 from schemahub.runtime import MAX_CHUNK_PAGES, Deps
 from schemahub.seed import SEED_KEY, parse_streams
 from schemahub.streams import PREFIX, TRADES, Chunk, Stream, continuous_prefix
@@ -199,10 +199,13 @@ def chunks_to_fetch(deps: Deps, stream: Stream, mark: Watermark | None) -> tuple
     head = paging.head(page, stream, now_us)
     plan.check_head(head, mark.high if mark else None, stream)
     start = ColdStart(now_us - int(deps.settings.cold_start_hours * 3600e6), deps.settings.cold_start_trades)
-    first = mark.high + 1 if mark else paging.first(exchange, stream, page, start)
+    begin = Begin(mark.high + 1) if mark else paging.first(exchange, stream, page, start)
     # A first run goes as far as its parameters say; a later one only so far as a stray head can do little harm.
     last = min(head.settled, mark.high + paging.most_ahead) if mark else head.settled
-    chunks = plan.cut(first, last, paging.chunk_size(page, deps.settings.chunk_pages))
+    known = None
+    if isinstance(paging, Linked) and begin.first <= last:
+        known = paging.known(page, head.settled, _newest_trade(deps, stream) if mark else begin.trade)
+    chunks = plan.cut(begin.first, last, paging.chunk_size(page, deps.settings.chunk_pages), known=known)
     return chunks, head.settled, paging.expected(page, chunks)
 
 
@@ -228,7 +231,6 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
         chunk,
         deps.clock,
         tick,
-        link=_link(deps, stream, chunk) if paging.needs_link else None,
         young_us=deps.clock.now_ms() * 1000 - int(YOUNG_S * 1e6),
     )
     raw.store(deps.objects, stream, fetched)
@@ -241,12 +243,6 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
     else:
         _say_what_is_lost(deps, stream, fetched)
     return {"status": "fetched"}
-
-
-def _link(deps: Deps, stream: Stream, chunk: Chunk) -> int | None:
-    """Where the newest committed trade lies, for the chunk that follows the watermark."""
-    mark = deps.ledger.watermark(stream)
-    return _newest_trade(deps, stream) if mark and mark.high == chunk.first - 1 else None
 
 
 def _newest_trade(deps: Deps, stream: Stream) -> int | None:

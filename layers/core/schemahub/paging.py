@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from schemahub import plan, plan_linked
 from schemahub.answers import Row
 from schemahub.clock import Clock
+from schemahub.errors import IncompletePage
 from schemahub.fetch import Fetched, fetch_chunk
 from schemahub.fetch_linked import fetch_linked, fetch_newest
 from schemahub.mappings import NS, Mapping
 from schemahub.pacing import PacedExchange
 from schemahub.plan import Head
-from schemahub.streams import Chunk, Stream
+from schemahub.streams import Chunk, Known, Stream
 
 NO_LIMIT = 2**62
 EDGE_US = 900_000_000
@@ -33,6 +34,14 @@ class ColdStart:
 
 
 @dataclass(frozen=True)
+class Begin:
+    """Where a plan begins, and the trade that lies there or is the newest before, where answers are linked to it."""
+
+    first: int
+    trade: int | None = None
+
+
+@dataclass(frozen=True)
 class Expected:
     """Trades and requests of a plan."""
 
@@ -44,7 +53,6 @@ class DenseIds:
     """Positions are ids, and every number belongs to a trade or to a hole that is classed."""
 
     counted = True
-    needs_link = False
     most_ahead = plan.MAX_JUMP
 
     def __init__(self, mapping: Mapping) -> None:
@@ -67,14 +75,15 @@ class DenseIds:
         size = self.mapping.requests.page_size
         return Expected(sum(c.size for c in chunks), sum(-(-c.size // size) for c in chunks))
 
-    def first(self, exchange: PacedExchange, stream: Stream, page: Sequence[Row], start: ColdStart) -> int:
+    def first(self, exchange: PacedExchange, stream: Stream, page: Sequence[Row], start: ColdStart) -> Begin:
         """Where a first run begins; asks the exchange for single trades."""
         floor = max(0, max(row.position for row in page) - start.most_trades)
-        return plan.cold_start(page, floor, start.target_us, self.mapping.requests.page_size, _probe(exchange, stream))
+        size = self.mapping.requests.page_size
+        return Begin(plan.cold_start(page, floor, start.target_us, size, _probe(exchange, stream)))
 
     def fetch(
         self, exchange: PacedExchange, stream: Stream, chunk: Chunk, clock: Clock, tick: Callable[[], None],
-        *, link: int | None = None, young_us: int | None = None,
+        *, young_us: int | None = None,
     ) -> Fetched:  # fmt: skip
         """Every trade of a chunk, complete or an error; see ``fetch.fetch_chunk``."""
         spec = self.mapping.requests
@@ -88,12 +97,6 @@ class Linked:
     """Positions are times, or ids that skip numbers: answers are linked, and a range says nothing of its count."""
 
     counted = False
-
-    @property
-    def needs_link(self) -> bool:
-        """Whether an answer goes on from the trade that the one before it ended with, towards newer ones."""
-        page = self.mapping.requests.page
-        return page.asks != "newest" and not page.descending
 
     def __init__(self, mapping: Mapping) -> None:
         self.mapping = mapping
@@ -124,8 +127,8 @@ class Linked:
             return Expected(sum(trades) if spec.page.windows else min(sum(trades), spec.page_size), len(chunks))
         return Expected(sum(trades), sum(-(-n // max(1, spec.page_size - 1)) + 1 for n in trades))
 
-    def first(self, exchange: PacedExchange, stream: Stream, page: Sequence[Row], start: ColdStart) -> int:
-        """Where a first run begins."""
+    def first(self, exchange: PacedExchange, stream: Stream, page: Sequence[Row], start: ColdStart) -> Begin:
+        """Where a first run begins: with a trade, unless the newest answer may begin anywhere."""
         spec = self.mapping.requests
         if spec.page.asks == "newest":
             target_us = start.target_us
@@ -134,25 +137,48 @@ class Linked:
                 edge_us = exchange.exchange.clock.now_ms() * 1000 - int(windows[-1].seconds * 1e6)
                 target_us = max(target_us, edge_us + EDGE_US)
                 page = exchange.page(stream, target_us * 1000, target_us * 1000, kind="head")
-            return plan_linked.cold_start_newest(page, target_us, self.step, bool(windows))
+            return Begin(plan_linked.cold_start_newest(page, target_us, self.step, bool(windows)))
         if self.mapping.by_time:
-            return plan_linked.cold_start_by_time(page, start.target_us, start.most_trades, self.step)
+            trade = self._first_by_time(exchange, stream, page, start)
+            return Begin(trade // self.step * self.step, trade)
         floor = max(0, max(row.position for row in page) - int(plan_linked.pace(page) * start.most_trades))
-        return plan.cold_start(page, floor, start.target_us, spec.page_size, _probe(exchange, stream))
+        first = plan.cold_start(page, floor, start.target_us, spec.page_size, _probe(exchange, stream))
+        return Begin(first, first)
+
+    def _first_by_time(self, exchange: PacedExchange, stream: Stream, page: Sequence[Row], start: ColdStart) -> int:
+        """A trade that is there, so that a history pruned since then is noticed."""
+        target = plan_linked.cold_start_by_time(page, start.target_us, start.most_trades, self.step)
+        if min(row.position for row in page) >= target:
+            page = exchange.page(stream, target, target, kind="head")
+        later = [row.position for row in page if row.position >= target]
+        if not later:
+            raise IncompletePage("no trade is shown where a first run begins", stream=stream, span=(target, target))
+        return min(later)
+
+    def known(self, page: Sequence[Row], settled: int, base: int | None) -> Known:
+        """What the fetching of a plan's chunks has to find, by the newest answer and the plan's settled head.
+
+        ``base`` is the trade that the plan begins with or after; see ``streams.Known``.
+        """
+        at = sorted(row.position for row in page)
+        in_unit = [position for position in at if settled - self.step < position <= settled]
+        # When all of the answer is too young, the settled head lies right before it.
+        head = in_unit[-1] if in_unit else next(position for position in at if position > settled)
+        return Known(base, head, int(plan_linked.pace(page)))
 
     def fetch(
         self, exchange: PacedExchange, stream: Stream, chunk: Chunk, clock: Clock, tick: Callable[[], None],
-        *, link: int | None = None, young_us: int | None = None,
+        *, young_us: int | None = None,
     ) -> Fetched:  # fmt: skip
-        """Every trade of a chunk; see ``fetch_linked``. ``link``: the newest committed trade, if the chunk is next."""
+        """Every trade of a chunk; see ``fetch_linked``."""
         spec = self.mapping.requests
         if spec.page.asks == "newest":
             windows = spec.page.windows
             since = int((clock.now_ms() / 1000 - windows[-1].seconds) * NS["s"]) if windows else None
-            return fetch_newest(exchange, stream, chunk, window_from=since, tick=tick)
+            return fetch_newest(exchange, stream, chunk, unit=self.step, window_from=since, tick=tick)
         return fetch_linked(
             exchange, stream, chunk, page_size=spec.page_size, descending=spec.page.descending, unit=self.step,
-            ties=self.mapping.by_time, link=link, pause=clock.sleep, tick=tick,
+            ties=self.mapping.by_time, pause=clock.sleep, tick=tick,
         )  # fmt: skip
 
 

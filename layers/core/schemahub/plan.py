@@ -13,7 +13,7 @@ from typing import Any
 
 from schemahub.answers import Row
 from schemahub.errors import BadStateInput, EmptyPage, HeadBehindWatermark, MalformedResponse
-from schemahub.streams import Chunk, Stream
+from schemahub.streams import Chunk, Known, Stream
 
 MAX_CHUNKS = 5_000
 """Chunks of one stream in one plan; the rest is the next run's. Bounds a child execution and a wrong head."""
@@ -68,13 +68,13 @@ def check_head(head: Head, high: int | None, stream: Stream) -> None:
         )
 
 
-def cut(first: int, last: int, chunk_size: int, limit: int = MAX_CHUNKS) -> list[Chunk]:
+def cut(first: int, last: int, chunk_size: int, limit: int = MAX_CHUNKS, known: Known | None = None) -> list[Chunk]:
     """``[first, last]`` cut at the multiples of ``chunk_size``; at most ``limit`` chunks from ``first`` on."""
     chunks: list[Chunk] = []
     at = first
     while at <= last and len(chunks) < limit:
         end = min((at // chunk_size + 1) * chunk_size - 1, last)
-        chunks.append(Chunk(at, end))
+        chunks.append(Chunk(at, end, known))
         at = end + 1
     return chunks
 

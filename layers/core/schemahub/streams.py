@@ -110,12 +110,31 @@ def position(value: Any, name: str = "position") -> int:
     return value
 
 
+class Known(NamedTuple):
+    """What a plan knows of the trades around its chunks, where counting ids does not prove them."""
+
+    base: int | None
+    """A trade before the first chunk (the newest committed one), or the trade that a first run begins with."""
+    head: int
+    """The last trade of the last chunk, or the next one behind it."""
+    pace: int
+    """Positions between two trades, roughly."""
+
+    @classmethod
+    def from_json(cls, value: Any) -> Known:
+        if not isinstance(value, dict) or value.keys() != {"base", "head", "pace"}:
+            raise BadStateInput(f"{str(value)[:80]!r} is not what a plan knows")
+        base = None if value["base"] is None else position(value["base"], "base")
+        return cls(base, position(value["head"], "head"), position(value["pace"], "pace"))
+
+
 @dataclass(frozen=True, order=True)
 class Chunk:
     """A planned closed range of positions that one worker fetches."""
 
     first: int
     last: int
+    known: Known | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         position(self.first, "first")
@@ -129,12 +148,12 @@ class Chunk:
 
     @classmethod
     def from_json(cls, value: Any) -> Chunk:
-        if not isinstance(value, dict) or value.keys() != {"first", "last"}:
+        if not isinstance(value, dict) or value.keys() - {"known"} != {"first", "last"}:
             raise BadStateInput(f"{str(value)[:80]!r} is not a chunk")
-        return cls(value["first"], value["last"])
+        return cls(value["first"], value["last"], Known.from_json(value["known"]) if "known" in value else None)
 
-    def to_json(self) -> dict[str, int]:
-        return {"first": self.first, "last": self.last}
+    def to_json(self) -> dict[str, Any]:
+        return {"first": self.first, "last": self.last} | ({"known": self.known._asdict()} if self.known else {})
 
 
 @dataclass(frozen=True)
