@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from schemahub.answers import Row
 from schemahub.errors import EmptyPage, IncompletePage, PageConflict, TieOverflow
@@ -59,23 +59,21 @@ def fetch_linked(
     walk = _Walk(source, stream, chunk, page_size, -1 if descending else 1, tick)
     start, end = walk.along(chunk.first, chunk.last)
     within = end - (unit - 1) * walk.sign
-    at, last, full = walk.begin(start, ties)
-    while True:
-        if walk.is_before(end, last):
-            break
+    answer = walk.begin(start, ties)
+    while not walk.is_before(end, answer.last):
+        at, last = answer.at, answer.last
         if last == end and not ties:
             break
-        if not walk.is_before(last, within) and not full and walk.may_end():
+        if not walk.is_before(last, within) and not answer.full and walk.may_end():
             # Nothing behind it proves this group whole, so it must look the same a little later.
             pause(SECOND_LOOK_AFTER_S)
             walk.ask(last)
             break
-        if last == at and full:
+        if last == at and answer.full:
             raise TieOverflow(f"{page_size} trades at one time fill a whole answer", stream=stream, span=(at, at))
         if last == at:
             raise IncompletePage("the answers end before the chunk does", stream=stream, span=(chunk.first, chunk.last))
-        at = last
-        last, full = walk.ask(at)
+        answer = walk.ask(last)
     walk.check_known()
     return walk.result()
 
@@ -107,6 +105,15 @@ def fetch_newest(
     return walk.result(Absent(chunk.first, min(whole_from - 1, chunk.last), "lost"))
 
 
+class _Answer(NamedTuple):
+    """What was asked for, and the two ends of what came, in the direction of travel."""
+
+    at: int
+    first: int
+    last: int
+    full: bool
+
+
 @dataclass
 class _Walk:
     """What has come so far. ``sign`` is the direction of travel: 1 towards newer trades, -1 towards older ones."""
@@ -123,8 +130,8 @@ class _Walk:
     repeated: int = 0
     outside: int = 0
 
-    def begin(self, start: int, ties: bool) -> tuple[int, int, bool]:
-        """Ask from before ``start`` until a trade before it is shown; where that was, and as ``ask``.
+    def begin(self, start: int, ties: bool) -> _Answer:
+        """Ask from before ``start`` until a trade before it is shown.
 
         Raises:
             IncompletePage: none is shown, back to the trade that the plan knows of.
@@ -136,13 +143,15 @@ class _Walk:
         else:
             witness = bound = known.head if known else MAX_POSITION - 1
         reach = max(1, known.pace * max(FEW, self.page_size // 32) if known else self.chunk.size // 64)
+        nothing_from = start
         while True:
             at = start - reach * self.sign
             at = max(at, bound) if self.sign > 0 else min(at, bound)
-            last, full = self.ask(at)
-            nearest = min(self.groups, key=lambda position: position * self.sign)
-            if self.is_before(nearest, start) or (nearest == start and not ties) or witness in self.groups:
-                return at, last, full
+            answer = self.ask(at)
+            if self.is_before(answer.first, start):
+                return self._closer(answer, nothing_from, start)
+            if (answer.first == start and not ties) or answer.first == witness:
+                return answer
             if at == bound:
                 raise IncompletePage(
                     "the answer does not begin with the trade at the watermark: history was pruned, or it skips"
@@ -151,8 +160,20 @@ class _Walk:
                     stream=self.stream,
                     span=(self.chunk.first, self.chunk.last),
                 )
-            self.groups.clear()
+            nothing_from = at
             reach *= 8
+
+    def _closer(self, answer: _Answer, nothing_from: int, start: int) -> _Answer:
+        """An answer before ``start`` that is not far from it: the step back over a quiet time may have been large."""
+        while abs(nothing_from - answer.last) > FEW * max(1, abs(answer.last - answer.at)) and self.is_before(
+            answer.last, nothing_from
+        ):
+            middle = self.ask((answer.last + nothing_from) // 2)
+            if self.is_before(middle.first, start):
+                answer = middle
+            else:
+                nothing_from = middle.at
+        return answer
 
     def may_end(self) -> bool:
         """Whether answers may end with the chunk: behind every other chunk lies the trade at the plan's head."""
@@ -174,8 +195,8 @@ class _Walk:
             "a trade that was there is not shown any more", stream=self.stream, span=(missing, missing)
         )
 
-    def ask(self, at: int) -> tuple[int, bool]:
-        """Keep what the answer from ``at`` on shows; (its last position in the direction of travel, was it full)."""
+    def ask(self, at: int) -> _Answer:
+        """Keep what the answer from ``at`` on shows."""
         first, last = self.along(at, self.chunk.last if self.sign > 0 else self.chunk.first)
         page = self._page(first, last)
         rows = [row for row in page if not self.is_before(row.position, at)]
@@ -186,7 +207,8 @@ class _Walk:
         shown = self._groups_of(rows)
         self.outside += len(page) - len(rows)
         self._link(at, shown)
-        return max(shown, key=lambda position: position * self.sign), len(page) >= self.page_size
+        one, other = self.along(min(shown), max(shown))
+        return _Answer(at, one, other, len(page) >= self.page_size)
 
     def look(self) -> tuple[int, int]:
         """Keep what the newest answer shows; the positions of its oldest and its newest trade."""
