@@ -17,6 +17,7 @@ import pytest
 from local import ministack
 from local import stack as local_stack
 from local.stack import NotRunning, PortInUse, Stack, StackError
+from schemahub.mappings import exchanges
 from tests.integration.conftest import FIRST_RUNS
 
 OUTPUTS = {
@@ -73,7 +74,7 @@ def test_status_tells_what_runs(stack: Stack) -> None:
 def test_functions_get_the_endpoints_of_the_simulator(stack: Stack) -> None:
     configuration = stack.client("lambda").get_function_configuration(FunctionName="schemahub-local-fetch-chunk")
     environment = configuration["Environment"]["Variables"]
-    assert set(json.loads(environment["SCHEMAHUB_ENDPOINTS"])) == {"coinbase", "binance"}
+    assert set(json.loads(environment["SCHEMAHUB_ENDPOINTS"])) == set(exchanges())
     assert environment["SCHEMAHUB_BUCKET"] == stack.bucket
 
 

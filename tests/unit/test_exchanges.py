@@ -158,7 +158,6 @@ def test_a_pointer_that_leads_nowhere_is_malformed(body: str) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        "0",
         "-1",
         "1.0",
         "1e3",
@@ -170,21 +169,21 @@ def test_a_pointer_that_leads_nowhere_is_malformed(body: str) -> None:
         '"01"',
         '"1e3"',
         '" 7"',
-        '"0"',
+        '"00"',
         '"9223372036854775808"',
         '"\\u0661"',
         '"1\\u0662"',
         "[7]",
     ],
 )
-def test_an_id_that_is_no_positive_63_bit_integer_is_malformed(value: str) -> None:
+def test_an_id_that_is_no_63_bit_integer_is_malformed(value: str) -> None:
     with pytest.raises(MalformedResponse, match="trade id"):
         parse_rows(f'[{{"trade_id":{value}}}]'.encode(), COINBASE)
 
 
 def test_ids_as_numbers_and_as_text_are_the_same_position() -> None:
-    rows = parse_rows(b'[{"trade_id":9223372036854775807},{"trade_id":"12"}]', COINBASE)
-    assert [r.position for r in rows] == [2**63 - 1, 12]
+    rows = parse_rows(b'[{"trade_id":9223372036854775807},{"trade_id":"12"},{"trade_id":0},{"trade_id":"0"}]', COINBASE)
+    assert [r.position for r in rows] == [2**63 - 1, 12, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ def test_a_wrong_head_plans_no_more_than_the_limit() -> None:
         b"\xff",
         b'{"first":1,"last":5}\n{"first":5,"last":9}',
         b'{"first":6,"last":9}\n{"first":1,"last":5}',
+        b'{"first":1,"last":5,"known":{"base":0}}',
+        b'{"first":1,"last":5,"known":{"base":0,"head":6,"pace":0.5}}',
     ],
 )
 def test_a_chunk_list_that_cannot_be_meant_is_refused(body: bytes) -> None:
@@ -96,6 +98,7 @@ def test_a_first_run_is_exact_where_history_begins(descending: bool) -> None:
     for oldest, floor in ((30, 0), (1, 0), (5_000, 4_980), (5_000, 17)):
         assert begin(range(oldest, 9_000), floor, 0, 1_000, descending) == oldest
         assert begin(range(1, 9_000), floor, 0, 1_000, descending) == floor + 1
+    assert begin(range(9_000), -1, 0, 1_000, descending) == 0
 
 
 @pytest.mark.parametrize("descending", [True, False])

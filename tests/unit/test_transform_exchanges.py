@@ -123,7 +123,7 @@ def test_an_array_s_texts_are_read_whatever_stands_in_them(tmp_path: Path) -> No
 BAD_ARRAYS = [
     ("[]", 1), ("{}", 1), ("7", 1), ('"7"', 1), ("[1,2", 1), ("null", 1),
     (KRAKEN.format(time="1688669597.5", id='"x"'), 1),
-    (KRAKEN.format(time="1688669597.5", id="0"), 1), (KRAKEN.format(time="1688669597.5", id="7.0"), 1),
+    (KRAKEN.format(time="1688669597.5", id="-1"), 1), (KRAKEN.format(time="1688669597.5", id="7.0"), 1),
     (KRAKEN.format(time="1688669597.5", id="null"), 1), (KRAKEN.format(time="1688669590", id="7"), 2),
     ('["-1","1",1688669597.5,"b","m","",7]', 3), ('["1",{},1688669597.5,"b","m","",7]', 4),
     ('["1","1",1688669597.5,true,"m","",7]', 5), (KRAKEN.format(time="null", id="7"), 6),
@@ -138,6 +138,13 @@ def test_an_array_that_does_not_map_is_quarantined_with_its_reason(tmp_path: Pat
     rows, (bad,) = mapped(tmp_path, load_mapping("kraken"), [line, good], 1688669597 * 10**9, 1688669598 * 10**9)
     assert [r["trade_id"] for r in rows] == ["8"]
     assert (bad["reason"], bad["line"]) == (REASONS[reason], line)
+
+
+def test_zero_is_an_id(tmp_path: Path) -> None:
+    """Kraken sent it for some stretches before 2024-06-13."""
+    lines = [KRAKEN.format(time="1688669597.25", id="0"), KRAKEN.format(time="1688669597.5", id="7")]
+    rows, bad = mapped(tmp_path, load_mapping("kraken"), lines, 1688669597 * 10**9, 1688669598 * 10**9)
+    assert ([r["trade_id"] for r in rows], bad) == (["0", "7"], [])
 
 
 BITFINEX = "[{id},1688669597000,{amount},16575]"

@@ -149,8 +149,8 @@ def _quantity(mapping: Mapping, value: Any) -> Iterator[str]:
 
 
 def _trade_id(mapping: Mapping, value: Any) -> Iterator[str]:
-    if mapping.fields.id_type == "integer" and not re.fullmatch(r"[1-9][0-9]{0,18}", str(value)):
-        yield f"fields/trade_id: {str(value)[:60]!r} is no integer above 0; `type: text`, if it names trades by words"
+    if mapping.fields.id_type == "integer" and not re.fullmatch(r"0|[1-9][0-9]{0,18}", str(value)):
+        yield f"fields/trade_id: {str(value)[:60]!r} is no integer from 0 on; `type: text`, if it names trades by words"
 
 
 def _side(mapping: Mapping, value: Any) -> Iterator[str]:

@@ -162,8 +162,8 @@ def _trade_id(value: Any, mapping: Mapping) -> str:
             raise MalformedResponse(f"trade id {str(value)[:40]!r} is not a text of 1 to 64 characters")
         return str(value)
     text = str(value) if type(value) in (int, str) else ""
-    if not re.fullmatch(r"[1-9][0-9]{0,18}", text) or int(text) > MAX_POSITION:
-        raise MalformedResponse(f"trade id {str(value)[:40]!r} is not a positive integer")
+    if not re.fullmatch(r"0|[1-9][0-9]{0,18}", text) or int(text) > MAX_POSITION:
+        raise MalformedResponse(f"trade id {str(value)[:40]!r} is not an integer from 0 on")
     return text
 
 

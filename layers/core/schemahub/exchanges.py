@@ -121,9 +121,9 @@ class Exchange:
             return self.newest(stream, reaching_back_to=first)
         if page.asks == "time_from":
             # Rounded down: an answer may begin before the range, never behind its beginning.
-            anchor = (first - page.slack_ns - (not page.inclusive)) // NS[page.unit]
+            anchor = max(0, first - page.slack_ns - (not page.inclusive)) // NS[page.unit]
         else:
-            anchor = last + 1 if page.descending else first - (not page.inclusive)
+            anchor = last + 1 if page.descending else max(0, first - (not page.inclusive))
             size = min(size, last - first + 1) if spec.ids == "dense" else size
         return self._trades(stream, {**page.query, page.parameter: str(anchor), **self._size(size)})
 

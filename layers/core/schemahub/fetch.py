@@ -182,7 +182,7 @@ class _Fetch:
         found, empty_from, reach = None, start, 1
         while found is None or abs(empty_from - found) > max(1, self.page_size // 2):
             at = start - self.sign * reach if found is None else (found + empty_from) // 2
-            at = min(MAX_POSITION, max(1, at))
+            at = min(MAX_POSITION, max(0, at))
             if found is None and (at == empty_from or reach > MAX_REACH):
                 raise IncompletePage(
                     "ids are missing, and no trade before them is shown",

@@ -136,8 +136,8 @@ def _id_sql(mapping: Mapping) -> str:
         return "CASE WHEN regexp_full_match(id_text, '[!-~]{1,64}') THEN id_text END"
     number = "TRY_CAST(id_text AS BIGINT)"
     # The cast takes '1.0' and '1e3' for integers: only what reads back the same is one.
-    positive = f" AND {number} > 0" if mapping.by_time else ""
-    return f"CASE WHEN {number}::VARCHAR = id_text{positive} THEN {number} END"
+    unsigned = f" AND {number} >= 0" if mapping.by_time else ""
+    return f"CASE WHEN {number}::VARCHAR = id_text{unsigned} THEN {number} END"
 
 
 def _side_sql(fields: Fields) -> str:

@@ -77,7 +77,7 @@ class DenseIds:
 
     def first(self, exchange: PacedExchange, stream: Stream, page: Sequence[Row], start: ColdStart) -> Begin:
         """Where a first run begins; asks the exchange for single trades."""
-        floor = max(0, max(row.position for row in page) - start.most_trades)
+        floor = max(-1, max(row.position for row in page) - start.most_trades)
         size = self.mapping.requests.page_size
         return Begin(plan.cold_start(page, floor, start.target_us, size, _probe(exchange, stream)))
 
@@ -141,7 +141,7 @@ class Linked:
         if self.mapping.by_time:
             trade = self._first_by_time(exchange, stream, page, start)
             return Begin(trade // self.step * self.step, trade)
-        floor = max(0, max(row.position for row in page) - int(plan_linked.pace(page) * start.most_trades))
+        floor = max(-1, max(row.position for row in page) - int(plan_linked.pace(page) * start.most_trades))
         first = plan.cold_start(page, floor, start.target_us, spec.page_size, _probe(exchange, stream))
         return Begin(first, first)
 
