@@ -133,10 +133,25 @@ class Protocol:
         first_ns = -(-at_ns // tick_ns) * tick_ns if page.inclusive else (at_ns // tick_ns + 1) * tick_ns
         return -(-first_ns // 1000)
 
-    def page(self, rows: list[Row], served: list[Row]) -> Answer:
-        """The answer that serves these rows."""
+    def page(self, listing: Listing, served: list[Row]) -> Answer:
+        """The answer that serves these rows of a product."""
         ordered = reversed(served) if self.newest_first else served
-        return Answer(200, self._frame.around(f"[{','.join(text for _, text in ordered)}]"))
+        return Answer(200, self._frame.around(f"[{','.join(text for _, text in ordered)}]", self._list_name(listing)))
+
+    def _list_name(self, listing: Listing) -> str | None:
+        """What the list of trades is called where its name is the product's: as in the example (XXBTZUSD: XETHZEUR)."""
+        like = self._frame.list_name
+        if like is None or not self._products.keyed:
+            return None
+        spec, row, theirs = self.mapping.products, self._products.row, {o: n for n, o in self.mapping.assets.items()}
+        assets = spec.pair.split(str(element_of(row, spec.pair.element))) if spec.pair else None
+        base, quote = assets or (str(element_of(row, spec.base or "")), str(element_of(row, spec.quote or "")))
+        head, mark, tail = like.rpartition(quote)
+        if not mark or base not in head:
+            return listing.name
+        return (
+            head.replace(base, theirs.get(listing.base, listing.base)) + theirs.get(listing.quote, listing.quote) + tail
+        )
 
     def discovery(self, listings: Iterable[Listing]) -> Answer:
         """The product list. Where it has no word for a status, what is listed trades."""
@@ -210,6 +225,8 @@ class Frame:
 
     def __init__(self, example: str, pointer: str) -> None:
         self.document = json.loads(example)
+        self.list_name: str | None = None
+        """The name of the list in the example, where it is the product's."""
         parent, key, rows = None, None, self.document
         for part in pointer.split("/")[1:]:
             parent, key = rows, only_list(rows) if part == "*" else int(part) if isinstance(rows, list) else part
@@ -222,9 +239,13 @@ class Frame:
         parent[key] = "\0rows"
         self._before, self._after = json.dumps(self.document, separators=(",", ":")).split('"\\u0000rows"')
         parent[key] = rows
+        self.list_name = str(key) if pointer.endswith("/*") else None
 
-    def around(self, rows: str) -> bytes:
-        return f"{self._before}{rows}{self._after}".encode()
+    def around(self, rows: str, list_name: str | None = None) -> bytes:
+        before = self._before
+        if list_name is not None:
+            before = before.removesuffix(f"{json.dumps(self.list_name)}:") + f"{json.dumps(list_name)}:"
+        return f"{before}{rows}{self._after}".encode()
 
 
 def _at(pointer: str, code: str, document: Any) -> Any:
@@ -264,7 +285,7 @@ class Writer:
         template = json.loads(json.dumps(row))
         slots = dict.fromkeys(fields.sources)
         for element in template if isinstance(template, dict) else range(len(template)):
-            if element not in slots and template[element] == symbol:
+            if element == fields.product or (element not in slots and template[element] == symbol):
                 template[element] = "\0name"
         for number, element in enumerate(slots):
             template[element] = f"\0{number}"

@@ -81,8 +81,8 @@ class Simulator:
         served = self.faults.spoil_rows(look, rows, route, protocol.fields)
         if route.answer is not None:
             answer: Answer = route.answer
-        elif route.window is not None:
-            answer = protocol.page(rows, served)
+        elif route.window is not None and route.listing is not None:
+            answer = protocol.page(route.listing, served)
         else:
             answer = protocol.discovery(self.faults.listings(desk))
         return self.faults.spoil_answer(look, answer)

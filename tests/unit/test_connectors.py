@@ -219,6 +219,27 @@ def test_a_row_has_the_form_of_the_example(sim: Inside, mapping: Mapping, stream
     assert type(around) is type(json.loads(mapping.requests.example))
 
 
+def test_a_row_of_another_product_is_refused_where_rows_name_theirs(mapping: Mapping, stream: Stream) -> None:
+    example = mapping.requests.example.encode()
+    other = Stream(stream.exchange, "DOGE-EUR")
+    if mapping.fields.product is None:
+        assert Exchange(mapping, Said(example.decode())).newest(other)
+        return
+    with pytest.raises(MalformedResponse, match=r"'DOGE-?EUR' was asked for"):
+        Exchange(mapping, Said(example.decode())).newest(other)
+
+
+def test_a_list_that_is_named_after_its_product_follows_it(exchange: str, mapping: Mapping) -> None:
+    if not mapping.requests.rows.endswith("/*"):
+        assert exchange != "kraken"
+        return
+    sim, names = Inside(exchange), []
+    for product in ("BTC-USD", "DOGE-EUR"):
+        assert Exchange(mapping, sim).newest(Stream(exchange, product))
+        names += [name for name in json.loads(sim.last.body)["result"] if name != "last"]
+    assert names == ["XXBTZUSD", "XXDGZEUR"]
+
+
 class Paced:
     """``Exchange`` as the fetching of chunks sees it."""
 

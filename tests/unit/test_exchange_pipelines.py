@@ -206,6 +206,26 @@ def test_history_that_was_pruned_is_said_and_nothing_is_committed(pipe: Pipeline
     assert assert_exact(pipe, stream, 1_000) > rows
 
 
+@pytest.mark.parametrize(
+    ("exchange", "cap", "says"),
+    [("bybit", 1_400, "Lower requests.settle_seconds"), ("kraken", 3, "Raise ColdStartTrades")],
+)
+def test_a_first_run_that_finds_only_trades_too_young_says_so(
+    aws: boto3.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: str, cap: int, says: str
+) -> None:
+    """100 trades a second: of the newest 60 none has settled, or none of those that a first run takes."""
+    busy = {"limit": "none", "trades_per_day": 8_640_000}
+    with running({**WORLD, exchange: busy}) as server:
+        pipe = make_pipeline(aws, server, tmp_path, cold_start_trades=cap)
+        stream = Stream(exchange, generated_truth.streams_of(server.simulator.world, exchange)[0])
+        said: list[str] = []
+        monkeypatch.setattr(pipe.world.deps, "call_attention", lambda message, about: said.append(message))
+        assert pipe.ingest(stream)["status"] == "nothing_new"
+        [message] = said
+        assert says in message
+        assert pipe.world.deps.ledger.watermark(stream) is None
+
+
 @pytest.mark.parametrize("exchange", NEWEST)
 def test_a_window_that_ran_over_is_a_hole_that_stays_lost(
     pipe: Pipeline, exchange: str, monkeypatch: pytest.MonkeyPatch

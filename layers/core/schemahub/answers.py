@@ -67,13 +67,16 @@ _DECODER = json.JSONDecoder(parse_constant=_no_constant)
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def parse_rows(body: bytes, mapping: Mapping) -> list[Row]:
+def parse_rows(body: bytes, mapping: Mapping, symbol: str | None = None) -> list[Row]:
     """The rows of an answer, each with its exact text on one line.
 
+    ``symbol`` is the exchange's spelling of the product that was asked for.
+
     Raises:
-        MalformedResponse: not JSON, no list of rows, or a row without the id or time that its position is made of.
+        MalformedResponse: not JSON, no list of rows, a row without the id or time that its position is made of, or one
+            that names another product.
     """
-    return _rows(body, mapping, mapping.requests.rows)
+    return _rows(body, mapping, mapping.requests.rows, symbol)
 
 
 def parse_elements(body: bytes, mapping: Mapping) -> list[Row]:
@@ -81,7 +84,7 @@ def parse_elements(body: bytes, mapping: Mapping) -> list[Row]:
     return _rows(body, mapping, "")
 
 
-def _rows(body: bytes, mapping: Mapping, pointer: str) -> list[Row]:
+def _rows(body: bytes, mapping: Mapping, pointer: str, symbol: str | None = None) -> list[Row]:
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -90,7 +93,7 @@ def _rows(body: bytes, mapping: Mapping, pointer: str) -> list[Row]:
         if pointer:
             at_pointer(json.loads(text, parse_constant=_no_constant), pointer)
             text = _text_at_pointer(text, pointer)
-        return [_row(value, raw, mapping) for value, raw in _elements(text, 0)]
+        return [_row(value, raw, mapping, symbol) for value, raw in _elements(text, 0)]
     except (ValueError, RecursionError) as error:
         raise MalformedResponse(f"the answer is not JSON: {_short(error)}; it begins {body[:60]!r}") from error
 
@@ -141,10 +144,13 @@ def _elements(text: str, at: int) -> Iterator[tuple[Any, str]]:
         raise ValueError("something follows the list")
 
 
-def _row(value: Any, raw: str, mapping: Mapping) -> Row:
+def _row(value: Any, raw: str, mapping: Mapping, symbol: str | None) -> Row:
     fields = mapping.fields
     if not isinstance(value, list if fields.in_arrays else dict):
         raise MalformedResponse(f"{raw[:80]!r} is not a trade {'array' if fields.in_arrays else 'object'}")
+    if symbol is not None and fields.product is not None and element_of(value, fields.product) != symbol:
+        said = str(element_of(value, fields.product))
+        raise MalformedResponse(f"a trade of {said[:40]!r} came, {symbol!r} was asked for: {raw[:80]!r}")
     trade_id = _trade_id(element_of(value, fields.trade_id), mapping)
     time_ns = _time_ns(_time_text(value, raw, mapping), mapping)
     if not mapping.by_time:

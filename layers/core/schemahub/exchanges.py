@@ -186,7 +186,7 @@ class Exchange:
         fixed = {k: v.format(symbol=symbol) for k, v in spec.query.items()}
         answer = self._send(spec.path.format(symbol=quote(symbol, safe="")), {**fixed, **query}, stream)
         try:
-            return parse_rows(answer.body, self.mapping)
+            return parse_rows(answer.body, self.mapping, symbol)
         except MalformedResponse as error:
             kind = answer.headers.get("content-type", "unknown type")
             raise MalformedResponse(f"{error.reason} (status 200, {kind})", stream=stream) from error

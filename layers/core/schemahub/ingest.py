@@ -189,7 +189,7 @@ def plan_stream(event: events.PlanStep, deps: Deps) -> dict[str, Any]:
 def chunks_to_fetch(deps: Deps, stream: Stream, mark: Watermark | None) -> tuple[list[Chunk], int, Expected]:
     """The chunks from the watermark to the settled head, the head, and what the chunks will take and bring.
 
-    Sends requests, writes nothing.
+    Sends requests, writes nothing. A first run that cannot begin at all calls for attention.
     """
     mapping = load_mapping(stream.exchange)
     exchange = PacedExchange.of(deps, stream.exchange)
@@ -206,6 +206,11 @@ def chunks_to_fetch(deps: Deps, stream: Stream, mark: Watermark | None) -> tuple
     if isinstance(paging, Linked) and begin.first <= last:
         known = paging.known(page, head.settled, _newest_trade(deps, stream) if mark else begin.trade)
     chunks = plan.cut(begin.first, last, paging.chunk_size(page, deps.settings.chunk_pages), known=known)
+    if not chunks and not mark:
+        spec = mapping.requests
+        why = plan.why_nothing(page, now_us, spec.settle_seconds, spec.page.asks == "newest")
+        if why:
+            deps.call_attention(why, stream)
     return chunks, head.settled, paging.expected(page, chunks)
 
 

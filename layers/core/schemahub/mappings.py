@@ -149,10 +149,18 @@ class Fields:
     side_values: dict[str, str]
     side_by_sign: dict[str, str]
     """``positive`` and ``negative`` to the taker's side, where the sign of the quantity says it."""
+    product: Element | None = None
+    """Where a row names its product."""
 
     @property
     def sources(self) -> tuple[Element, ...]:
+        """What the table's columns are read from."""
         return (self.trade_id, self.price, self.quantity, self.trade_ts, self.side)
+
+    @property
+    def named(self) -> tuple[Element, ...]:
+        """All that the mapping names."""
+        return self.sources if self.product is None else (*self.sources, self.product)
 
     @property
     def in_arrays(self) -> bool:
@@ -306,6 +314,7 @@ def _fields(spec: dict[str, Any]) -> Fields:
         side=spec["side"]["from"],
         side_values=spec["side"].get("values", {}),
         side_by_sign=spec["side"].get("sign", {}),
+        product=spec["product"]["from"] if "product" in spec else None,
     )
 
 

@@ -68,6 +68,29 @@ def check_head(head: Head, high: int | None, stream: Stream) -> None:
         )
 
 
+def why_nothing(rows: Sequence[Row], now_us: int, settle_seconds: float, newest_only: bool) -> str | None:
+    """Why a first run plans nothing although there are trades, and what helps; None where trades are only awaited.
+
+    Args:
+        rows: the newest answer, with readable times.
+        newest_only: the exchange shows no trades that are older.
+    """
+    before_us = now_us - int(settle_seconds * 1e6)
+    young = sum((row.ts_us or 0) > before_us for row in rows)
+    if not young:
+        return None
+    if newest_only and young == len(rows):
+        return (
+            f"nothing is planned: the exchange shows its newest {young} trades, which are all younger than the "
+            f"{settle_seconds:g} s that trades are given to settle. Lower requests.settle_seconds in its mapping, or "
+            "take its files"
+        )
+    return (
+        f"nothing is planned: the trades of a first run are younger than the {settle_seconds:g} s that trades are "
+        "given to settle. Raise ColdStartTrades or ColdStartHours; a product listed just now only needs time"
+    )
+
+
 def cut(first: int, last: int, chunk_size: int, limit: int = MAX_CHUNKS, known: Known | None = None) -> list[Chunk]:
     """``[first, last]`` cut at the multiples of ``chunk_size``; at most ``limit`` chunks from ``first`` on."""
     chunks: list[Chunk] = []

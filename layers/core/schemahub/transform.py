@@ -159,7 +159,7 @@ def _refuse_new_fields(db: duckdb.DuckDBPyConnection, mapping: Mapping, paths: S
         "THEN range(json_array_length(line)::BIGINT)::VARCHAR[] ELSE json_keys(line) END) AS name "
         f"FROM ({rows_sql(mapping, paths, with_lines=True)}) ORDER BY name"
     ).fetchall()
-    new = [name for (name,) in rows if name not in map(str, mapping.fields.sources)]
+    new = [name for (name,) in rows if name not in map(str, mapping.fields.named)]
     if new:
         raise UnmappedField(f"{mapping.exchange} sends {', '.join(new)[:200]}, which its mapping does not name")
 
