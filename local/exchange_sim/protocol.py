@@ -158,7 +158,7 @@ class Protocol:
         spec = self.mapping.products
         says = spec.status or spec.disabled
         shown = [listing for listing in listings if says or listing.status == "online"]
-        rows = {listing.name: self._described(listing) for listing in shown}
+        rows = {self._list_name(listing) or listing.name: self._described(listing) for listing in shown}
         value = rows if self._products.keyed else list(rows.values())
         return Answer(200, self._products.around(json.dumps(value, separators=(",", ":"))))
 

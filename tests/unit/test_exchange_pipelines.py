@@ -1,6 +1,6 @@
 """Every exchange that has a mapping, from its simulator to rows of the table, in one process.
 
-The judge is ``tests.oracle``, which knows what was traded and nothing of mappings.
+The judge is ``tests.generated_truth``, which knows what was traded and nothing of mappings.
 """
 
 from __future__ import annotations

@@ -206,7 +206,9 @@ def test_the_recorded_kraken_trades_agree(tmp_path: Path, recorded: Path) -> Non
     rows = [f'["{price}","{volume}",{time},"b","m","",{n}]' for n, (time, price, volume) in enumerate(lines, 1)]
     mapping = load_mapping("kraken")
     judge = Judge(mapping, Recorder(mapping, ["BCH-EUR"]).products())
-    assert len(agree(mapping, judge, "BCH-EUR", [around(mapping, ",".join(rows))], tmp_path)) == 486
+    # The list is named after the product, as in the simulator's list of products.
+    body = around(mapping, ",".join(rows)).replace(b"XXBTZUSD", b"XBCHZEUR")
+    assert len(agree(mapping, judge, "BCH-EUR", [body], tmp_path)) == 486
 
 
 # --- products -----------------------------------------------------------------------------------------------------
