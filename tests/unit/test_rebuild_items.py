@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from schemahub import certificate, mirror, pacing, throttle
+from schemahub import certificate, mirror, throttle
 from schemahub.errors import CorruptState, TableAhead
 from schemahub.fetch import Fetched
 from schemahub.mappings import load_mapping
+from schemahub.pacing import PacedExchange
 from schemahub.raw import store
 from schemahub.rebuild import Rebuilt, mirrored_streams, rebuild
 from schemahub.remains import read_remains
@@ -270,8 +271,8 @@ def test_a_run_that_commits_meanwhile_is_not_undone(world: World, monkeypatch: p
     assert mark.high == 99
 
 
-def test_no_worker_reserves_further_ahead_than_a_lost_bucket_begins() -> None:
-    assert pacing.MAX_SLOT_WAIT_S <= throttle.MAX_WAIT_S
+def test_no_worker_reserves_further_ahead_than_a_lost_bucket_begins(world: World) -> None:
+    assert PacedExchange.of(world.deps, "coinbase").throttle.max_wait_ms <= throttle.MAX_WAIT_S * 1000
 
 
 def test_a_lost_bucket_gives_no_slot_twice(world: World) -> None:
