@@ -31,7 +31,7 @@ test: setup node_modules/.stamp ## All tests (CI runs this): fast ones in parall
 	AUTH=true $(BIN)/pytest tests/integration -m "end_to_end and not long"
 
 test-crash: setup ## The whole proof: the crash matrix at every side effect, long schedules, the load on one bucket
-	$(BIN)/pytest -n $(WORKERS) -m long --timeout 1500 $(wildcard tests/unit tests/property tests/crash tests/simulation)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m long --timeout 1500 $(wildcard tests/unit tests/property tests/crash tests/simulation)
 	$(BIN)/pytest -m long --timeout 1500 tests/integration/test_contention.py
 
 lint: setup ## Style and types
