@@ -217,6 +217,19 @@ def test_left_overs_of_crashed_runs_do_not_come_back(world: World) -> None:
     assert world.kinds() == []
 
 
+def test_a_left_over_across_the_edge_of_what_is_published_is_not_taken(world: World) -> None:
+    """Without manifests, raw objects must tell what was committed; the largest of them was a crashed run's."""
+    for key in list(world.deps.objects.list("schemahub/plans/")):
+        world.replace_object(key)
+    world.commit(31, 40)
+    before = world.items()
+    texts = tuple(f'{{"trade_id":{i}}}' for i in range(21, 41))
+    store(world.deps.objects, BTC, Fetched(Chunk(21, 40), texts, (), 1))
+    world.forget()
+    put_back(world)
+    assert "*" not in set().union(*differences(before, world.items()).values())
+
+
 def test_a_raw_object_that_is_gone_halts_its_stream_and_no_other(world: World) -> None:
     for key in list(world.deps.objects.list("schemahub/plans/")):
         world.replace_object(key)
