@@ -36,7 +36,7 @@ test-matrix: setup
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m long --timeout 1500 $(wildcard tests/unit tests/property tests/crash tests/simulation)
 
 test-load: setup
-	$(BIN)/pytest -m long --timeout 1500 tests/integration/test_contention.py
+	$(BIN)/pytest -s -m long --timeout 1500 tests/integration/test_contention.py
 
 lint: setup ## Style and types
 	$(BIN)/ruff check .
