@@ -19,7 +19,7 @@ PLAIN = settings(
 )
 ONLY_SEARCH = (Phase.generate,)
 LUCKY = 29
-"""Where the search for planted bugs begins: chance needs six seconds or six minutes, which is no verdict on the model."""
+"""Where the search for planted bugs begins: chance needs six seconds or six minutes, and neither judges the model."""
 
 
 @pytest.fixture(autouse=True)
