@@ -21,7 +21,7 @@ from tests.crash.worlds import base_world
 PAGE = ROOT / "docs" / "correctness.md"
 BEGIN, END = "<!-- crash matrix: begin -->\n", "<!-- crash matrix: end -->\n"
 HEADS = {"before": "killed before", "after": "killed after", "lost": "answer lost", "cut": "line cut"}
-SHARES = 4
+SHARES = 8
 """Parts of the matrix that run side by side where there are processors."""
 
 

@@ -112,7 +112,7 @@ def test_overlapping_runs_of_two_processes_with_wrong_clocks_write_every_trade_o
 
 @pytest.mark.long
 def test_overlapping_runs_for_longer(unlimited: Account) -> None:
-    overlap(unlimited, 45)
+    overlap(unlimited, 30)
 
 
 def load(account: Account, processes: int, threads: int, seconds: float, after_s: float) -> dict[str, Any]:

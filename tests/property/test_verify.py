@@ -5,15 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemahub.streams import Interval, runs
+from schemahub.streams import Interval, common, minus, runs
 from schemahub.verify import (
     SPAN,
     Sums,
     bucket_span,
-    common,
     differing,
     judge_ids,
-    minus,
     neighbours,
     positions,
     sums_of,

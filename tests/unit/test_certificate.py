@@ -17,6 +17,7 @@ from schemahub.audit import recheck
 from schemahub.catalog import LakeCatalog
 from schemahub.certificate import hash_of, judge, judge_chain, parse, text_of
 from schemahub.errors import BadCertificate, BadInput
+from schemahub.folder import open_folder
 from schemahub.lake import lake_at
 from schemahub.streams import Absent, Interval
 from schemahub_cli.main import app
@@ -173,6 +174,14 @@ def test_what_is_no_certificate_is_refused_by_name(body: bytes) -> None:
 def test_the_lake_alone_is_enough(copied: Path, deep: bool) -> None:
     for stream in (BTC, ETH, SOL):
         assert found_in(copied, stream, deep) == []
+
+
+def test_a_key_that_leads_out_of_the_folder_is_not_there(copied: Path) -> None:
+    """A copied certificate may name any key; what lies beside the copy is none of its business."""
+    (copied.parent / "secret").write_text("mine")
+    objects = open_folder(copied)
+    assert objects.get("../secret") is None
+    assert objects.get(f"{BTC.raw_prefix}../../../secret") is None
 
 
 def test_the_folder_itself_may_be_named(copied: Path) -> None:

@@ -9,11 +9,12 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from schemahub import instruments_table, seed
+from schemahub import seed
 from schemahub.errors import BadQuery, CommitConflict
 from schemahub.exchanges import Product
 from schemahub.instruments import merge
 from schemahub.instruments_table import COLUMNS, Written, load, publish
+from schemahub.publish import ATTEMPTS
 from schemahub.query import connect, select
 from schemahub.seed import Seed
 from tests.lake import BUCKET, DATABASE, Lake, S3Door, make_glue_check_versions
@@ -168,7 +169,7 @@ def test_a_table_that_keeps_moving_is_given_up_loudly(lake: Lake, monkeypatch: p
         raise ClientError({"Error": {"Code": "ConcurrentModificationException"}}, "UpdateTable")
 
     look(lake, BTC)
-    OnUpdate(lake, monkeypatch).before += [moved] * instruments_table.ATTEMPTS
+    OnUpdate(lake, monkeypatch).before += [moved] * ATTEMPTS
     with pytest.raises(CommitConflict, match="instruments"):
         write(lake)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -247,6 +248,14 @@ def test_two_repairs_of_one_hole_settle_it_once(pipeline: Pipeline) -> None:
 
 def test_more_fills_than_a_transaction_takes(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("schemahub.repair.MAX_FILLS", 2)
+    client, sizes = pipeline.world.deps.ledger.client, list[int]()
+    transact = client.transact_write_items
+
+    def watched(**request: Any) -> Any:
+        sizes.append(len(request["TransactItems"]))
+        return transact(**request)
+
+    monkeypatch.setattr(client, "transact_write_items", watched)
     [span] = hide(pipeline, (100, 119))
     pipeline.run()
     pipeline.cure()
@@ -255,6 +264,7 @@ def test_more_fills_than_a_transaction_takes(pipeline: Pipeline, monkeypatch: py
         pipeline.fault("missing_forever", match={"ids": [one, one]})
     [looked] = pipeline.repair()
     assert (looked.filled, looked.written) == (16, True)
+    assert max(sizes[-3:]) == 4, "the lock's check, the hole and two fills"
     pipeline.transform()
     pipeline.assert_exact(without=gone)
     assert missing(pipeline) == set(gone)

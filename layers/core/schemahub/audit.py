@@ -19,7 +19,7 @@ from schemahub.mappings import load_mapping
 from schemahub.objects import ObjectStore
 from schemahub.rebuild import mirrored_streams
 from schemahub.runtime import Deps
-from schemahub.streams import MAX_POSITION, Interval, Segment, Stream, gaps, merge, runs
+from schemahub.streams import MAX_POSITION, Interval, Segment, Stream, common, gaps, merge, minus, runs
 from schemahub.transform import verify_raw
 from schemahub.verify import (
     NOTHING,
@@ -30,7 +30,6 @@ from schemahub.verify import (
     Sums,
     absent,
     bucket_span,
-    common,
     differing,
     held,
     in_table,
@@ -39,7 +38,6 @@ from schemahub.verify import (
     judge_mirror,
     judge_published,
     judge_raw,
-    minus,
     neighbours,
     sums_of,
 )

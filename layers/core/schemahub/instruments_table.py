@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
 from pyiceberg.catalog.glue import GlueCatalog
-from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
 from pyiceberg.table import Table
 
 from schemahub import seed
@@ -23,7 +22,7 @@ from schemahub.clock import Clock
 from schemahub.errors import CommitConflict
 from schemahub.instruments import Instrument, moment
 from schemahub.objects import ObjectStore
-from schemahub.publish import ATTEMPTS, PAUSE_S, worth_a_look
+from schemahub.publish import settle
 from schemahub.streams import PREFIX
 from schemahub.table import PROPERTIES
 
@@ -74,25 +73,22 @@ def publish(catalog: GlueCatalog, objects: ObjectStore, database: str, clock: Cl
     Raises:
         BadConfig: the seed is not one. CommitConflict: the table kept moving, or its state stayed unknown.
     """
-    failure: Exception | None = None
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            clock.sleep(PAUSE_S * 2**attempt)
-        try:
-            table = load(catalog, objects.bucket, database)
-            rows = seed.read(objects).instruments
-            content = _hash(rows)
-            if table.metadata.properties.get(CONTENT) != content:
-                _rewrite(table, objects, rows, content)
-            elif failure is None:
-                return _written("unchanged", table, rows)
-            return _written("published", table, rows)
-        except (CommitFailedException, ClientError, BotoCoreError, OSError) as error:
-            if not worth_a_look(error):
-                raise
-            failure = error
-    reason = f"the table {TABLE} was not written in {ATTEMPTS} attempts, last: {failure!r}"
-    raise CommitConflict(reason[:400], remedy=seed.AGAIN) from failure
+    rows: Sequence[Instrument] = ()
+
+    def rewrite_if_changed(table: Table) -> bool:
+        nonlocal rows
+        rows = seed.read(objects).instruments
+        content = _hash(rows)
+        if table.metadata.properties.get(CONTENT) == content:
+            return False
+        _rewrite(table, objects, rows, content)
+        return True
+
+    try:
+        table, changed = settle(lambda: load(catalog, objects.bucket, database), rewrite_if_changed, clock)
+    except CommitConflict as error:
+        raise CommitConflict(f"the table {TABLE} was {error.reason}"[:400], remedy=seed.AGAIN) from error
+    return _written("published" if changed else "unchanged", table, rows)
 
 
 def _written(status: str, table: Table, rows: Sequence[Instrument]) -> Written:

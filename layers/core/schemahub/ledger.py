@@ -16,6 +16,7 @@ from boto3.dynamodb.conditions import Key
 from boto3.dynamodb.types import TypeSerializer
 from botocore.exceptions import ClientError
 
+from schemahub.conditional import Rejected, update_if
 from schemahub.errors import BadProductId, CorruptState, TableAhead
 from schemahub.holes import Hole, committed_holes
 from schemahub.locks import Lease, Locks
@@ -181,37 +182,33 @@ class Ledger:
             TableAhead: the watermark reaches further than ``low``..``high``.
         """
         self.put_back(segments, committed_holes(segments) if holes is None else holes)
-        try:
-            self.table.update_item(
-                Key={"stream": str(stream), "item": "watermark"},
-                UpdateExpression="SET low = :low, high = :high, fence = :fence, updated_at = :now",
-                ConditionExpression="attribute_not_exists(high) OR (high <= :high AND low >= :low)",
-                ExpressionAttributeValues={":low": low, ":high": high, ":fence": fence, ":now": now_ms},
-            )
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
-                raise
-            raise TableAhead("the watermark reaches further already", stream=stream, span=(low, high)) from error
+        moved = update_if(
+            self.table,
+            {"stream": str(stream), "item": "watermark"},
+            "SET low = :low, high = :high, fence = :fence, updated_at = :now",
+            "attribute_not_exists(high) OR (high <= :high AND low >= :low)",
+            {":low": low, ":high": high, ":fence": fence, ":now": now_ms},
+        )
+        if isinstance(moved, Rejected):
+            raise TableAhead("the watermark reaches further already", stream=stream, span=(low, high))
 
     def mark_published(self, segments: Sequence[Segment], published_in: str) -> None:
         """Take segments out of the pending index, naming the snapshot. Repeating it changes nothing."""
         for segment in segments:
-            try:
-                self.table.update_item(
-                    Key={"stream": str(segment.stream), "item": _segment_item(segment.first)},
-                    UpdateExpression="SET published_in = if_not_exists(published_in, :ref) REMOVE #p, pending_key",
-                    ConditionExpression="commit_id = :commit",
-                    ExpressionAttributeNames={"#p": "pending"},
-                    ExpressionAttributeValues={":ref": published_in, ":commit": segment.commit_id},
-                )
-            except ClientError as error:
-                if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
-                    raise
+            marked = update_if(
+                self.table,
+                {"stream": str(segment.stream), "item": _segment_item(segment.first)},
+                "SET published_in = if_not_exists(published_in, :ref) REMOVE #p, pending_key",
+                "commit_id = :commit",
+                {":ref": published_in, ":commit": segment.commit_id},
+                {"#p": "pending"},
+            )
+            if isinstance(marked, Rejected):
                 raise CorruptState(
                     "the ledger holds another segment than the one that was published",
                     stream=segment.stream,
                     span=segment.interval,
-                ) from error
+                )
 
     def finish_run(self, stream: Stream, run: str, outcome: str, now_ms: int) -> None:
         """Record that ``run`` came to the end of the stream's work, so that the run can tell who failed."""

@@ -18,7 +18,6 @@ from schemahub.runtime import Deps
 from schemahub.streams import Stream
 from schemahub.throttle import Bucket, SharedBucket, Throttle
 
-MAX_SLOT_WAIT_S = 60.0
 MAX_BREAKER_WAIT_S = 20.0
 
 Result = TypeVar("Result")
@@ -41,7 +40,7 @@ class PacedExchange:
             bucket = Bucket.of(exchange.mapping, deps.settings.limit_share)
             shared = SharedBucket(deps.throttle_table, bucket, deps.clock)
             shared.on_reset = lambda: deps.call_attention("the token bucket lay absurdly far ahead: a bad clock", name)
-            throttle = Throttle(shared, deps.clock, max_wait_s=MAX_SLOT_WAIT_S)
+            throttle = Throttle(shared, deps.clock)
             breaker = Breaker(deps.throttle_table, name, deps.clock, random.Random(deps.rng.random()))
             paced = deps.paced[name] = cls(exchange, throttle, breaker)
         return paced

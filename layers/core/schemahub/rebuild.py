@@ -18,8 +18,7 @@ from schemahub.holes import Hole, committed_holes, with_fills
 from schemahub.ledger import Watermark
 from schemahub.remains import Remains, certified_holes
 from schemahub.runtime import Deps
-from schemahub.streams import PREFIX, Interval, Segment, Stream, covers, merge, overlapping
-from schemahub.verify import common, minus
+from schemahub.streams import PREFIX, Interval, Segment, Stream, common, covers, merge, minus, overlapping
 
 Tile = tuple[int, int, str]
 """First and last position, key of the raw object."""

@@ -284,19 +284,34 @@ def merge(intervals: Iterable[tuple[int, int]]) -> list[Interval]:
     return merged
 
 
+def minus(intervals: Iterable[tuple[int, int]], taken: Iterable[tuple[int, int]]) -> list[Interval]:
+    """The positions of ``intervals`` that ``taken`` does not hold."""
+    left: list[Interval] = []
+    away = merge(taken)
+    at = 0
+    for first, last in merge(intervals):
+        while at < len(away) and away[at].last < first:
+            at += 1
+        begin, index = first, at
+        while index < len(away) and away[index].first <= last:
+            if away[index].first > begin:
+                left.append(Interval(begin, away[index].first - 1))
+            begin = away[index].last + 1
+            index += 1
+        if begin <= last:
+            left.append(Interval(begin, last))
+    return left
+
+
+def common(one: Iterable[tuple[int, int]], other: Iterable[tuple[int, int]]) -> list[Interval]:
+    """The positions that both hold."""
+    listed = list(one)
+    return minus(listed, minus(listed, other))
+
+
 def gaps(intervals: Iterable[tuple[int, int]], within: tuple[int, int]) -> list[Interval]:
     """What of ``within`` the intervals leave open."""
-    holes: list[Interval] = []
-    at = within[0]
-    for first, last in merge(intervals):
-        if first > within[1]:
-            break
-        if first > at:
-            holes.append(Interval(at, first - 1))
-        at = max(at, last + 1)
-    if at <= within[1]:
-        holes.append(Interval(at, within[1]))
-    return holes
+    return minus([within], intervals)
 
 
 def covers(intervals: Iterable[tuple[int, int]], wanted: tuple[int, int]) -> bool:

@@ -285,7 +285,7 @@ class Throttle:
         self.dropped = 0
         self._clock = clock
         self._batch = max(1, batch)
-        self._max_wait_ms = round(max_wait_s * 1000)
+        self.max_wait_ms = round(max_wait_s * 1000)
         self._slots: dict[str, deque[int]] = {}
         self._guard = threading.Lock()
         self._last_us: int | None = None
@@ -333,12 +333,12 @@ class Throttle:
     def _reserve(self, kind: str, expected: int) -> int:
         cost = self.bucket.cost[kind]
         wanted = self._usable(cost, expected)
-        outcome = self.shared.reserve([cost] * wanted, self._max_wait_ms)
+        outcome = self.shared.reserve([cost] * wanted, self.max_wait_ms)
         if isinstance(outcome, Refused) and wanted > 1:
-            outcome = self.shared.reserve([cost], self._max_wait_ms)
+            outcome = self.shared.reserve([cost], self.max_wait_ms)
         if isinstance(outcome, Refused):
             raise SlotRefused(
-                f"no slot within {self._max_wait_ms} ms; the next fits in {outcome.wait_ms} ms",
+                f"no slot within {self.max_wait_ms} ms; the next fits in {outcome.wait_ms} ms",
                 stream=self.bucket.exchange,
             )
         first, *rest = outcome.times_us

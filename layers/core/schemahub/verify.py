@@ -18,7 +18,19 @@ from schemahub.errors import CorruptState
 from schemahub.holes import Hole, absent_now
 from schemahub.ledger import Watermark
 from schemahub.raw import raw_key
-from schemahub.streams import Interval, RawObject, Segment, Stream, covers, gaps, merge, overlapping, runs
+from schemahub.streams import (
+    Interval,
+    RawObject,
+    Segment,
+    Stream,
+    common,
+    covers,
+    gaps,
+    merge,
+    minus,
+    overlapping,
+    runs,
+)
 
 SHIFT = 16
 SPAN = 1 << SHIFT
@@ -336,31 +348,6 @@ def judge_ids(
         for part in minus(there, [*wanted, *may])
     ]
     return found
-
-
-def minus(intervals: Iterable[tuple[int, int]], taken: Iterable[tuple[int, int]]) -> list[Interval]:
-    """The positions of ``intervals`` that ``taken`` does not hold."""
-    left: list[Interval] = []
-    away = merge(taken)
-    at = 0
-    for first, last in merge(intervals):
-        while at < len(away) and away[at].last < first:
-            at += 1
-        begin, index = first, at
-        while index < len(away) and away[index].first <= last:
-            if away[index].first > begin:
-                left.append(Interval(begin, away[index].first - 1))
-            begin = away[index].last + 1
-            index += 1
-        if begin <= last:
-            left.append(Interval(begin, last))
-    return left
-
-
-def common(one: Iterable[tuple[int, int]], other: Iterable[tuple[int, int]]) -> list[Interval]:
-    """The positions that both hold."""
-    listed = list(one)
-    return minus(listed, minus(listed, other))
 
 
 def positions(intervals: Iterable[tuple[int, int]]) -> Iterator[int]:
