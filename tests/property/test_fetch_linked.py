@@ -19,7 +19,7 @@ from schemahub.commit import torn
 from schemahub.errors import EmptyPage, IncompletePage, PageConflict, TieOverflow
 from schemahub.fetch import Fetched
 from schemahub.fetch_linked import fetch_linked, fetch_newest
-from schemahub.streams import Chunk, Known, RawObject, Stream
+from schemahub.streams import Chunk, Edges, Known, RawObject, Stream
 
 STREAM = Stream("kraken", "BTC-USD")
 REFUSED = (IncompletePage, EmptyPage)
@@ -218,6 +218,12 @@ def test_a_stretch_that_goes_between_two_chunks_is_told_at_their_seam(planned: P
         differently = (asked.index(chunk) >= since) != (asked.index(following) >= since)
         event(f"torn: {differently and one <= between <= other}")
         assert (torn(pair) is not None) == (differently and one <= between <= other)
+
+
+def test_towards_older_trades_a_chunk_s_first_id_is_not_the_end() -> None:
+    history, chunk = History(list(range(1, 21)), page_size=4, descending=True), Chunk(9, 12, Known(3, 18, 1))
+    assert linked(history, chunk, ties=False).edges == Edges(8, 12)
+    assert linked(history, Chunk(3, 6, Known(3, 18, 1)), ties=False).texts == tuple(truth(history, Chunk(3, 6)))
 
 
 def test_a_first_answer_that_begins_a_little_earlier_costs_no_request() -> None:

@@ -64,7 +64,7 @@ def fetch_linked(
         at, last = answer.at, answer.last
         if last == end and not ties and walk.may_stop_at(end):
             break
-        if not walk.is_before(last, within) and not answer.full and walk.may_end():
+        if ties and not walk.is_before(last, within) and not answer.full and walk.may_end():
             # Nothing behind it proves this group whole, so it must look the same a little later.
             pause(SECOND_LOOK_AFTER_S)
             walk.ask(last)
