@@ -5,6 +5,7 @@ And whatever an exchange prunes, skips or hides for a while: a chunk is exact, o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 
 from schemahub import plan
 from schemahub.answers import Row
+from schemahub.commit import torn
 from schemahub.errors import EmptyPage, IncompletePage, PageConflict, TieOverflow
+from schemahub.fetch import Fetched
 from schemahub.fetch_linked import fetch_linked, fetch_newest
-from schemahub.streams import Chunk, Known, Stream
+from schemahub.streams import Chunk, Edges, Known, RawObject, Stream
 
 STREAM = Stream("kraken", "BTC-USD")
 REFUSED = (IncompletePage, EmptyPage)
@@ -55,7 +58,11 @@ class History:
 
 
 def fetched(history: History, chunk: Chunk, unit: int = 1, ties: bool = True) -> list[str]:
-    result = fetch_linked(
+    return list(linked(history, chunk, unit, ties).texts)
+
+
+def linked(history: History, chunk: Chunk, unit: int = 1, ties: bool = True) -> Fetched:
+    return fetch_linked(
         history,
         STREAM,
         chunk,
@@ -65,7 +72,6 @@ def fetched(history: History, chunk: Chunk, unit: int = 1, ties: bool = True) ->
         ties=ties,
         pause=lambda seconds: None,
     )
-    return list(result.texts)
 
 
 def truth(history: History, chunk: Chunk) -> list[str]:
@@ -186,6 +192,38 @@ def test_a_stretch_that_is_gone_around_a_trade_of_the_plan(planned: Planned, dat
     low, high = low // planned.unit * planned.unit, high // planned.unit * planned.unit + planned.unit - 1
     planned.history.spoil = lambda asked, rows: [r for r in rows if not low <= r.position <= high]
     planned.outcomes()
+
+
+@given(ANY, st.data())
+def test_a_stretch_that_goes_between_two_chunks_is_told_at_their_seam(planned: Planned, data: st.DataObject) -> None:
+    """Its trades are in the one and not in the other, or missing in the one and named by the other."""
+    history, asked = planned.history, planned.chunks
+    assume(len(asked) > 1)
+    one, other = sorted(data.draw(st.tuples(*[st.sampled_from(history.positions)] * 2)))
+    since = data.draw(st.integers(1, len(asked) - 1))
+    results: dict[Chunk, Fetched] = {}
+    for number, chunk in enumerate(asked):
+        gone = number >= since
+        history.spoil = lambda _, rows, gone=gone: [r for r in rows if not (gone and one <= r.position <= other)]
+        try:
+            results[chunk] = linked(history, chunk, planned.unit, planned.ties)
+        except REFUSED:
+            return
+    for chunk, following in itertools.pairwise(sorted(asked)):
+        between = max(p for p in history.positions if p <= chunk.last)
+        pair = [
+            RawObject("", c.first, c.last, len(results[c].texts), "", (), False, results[c].edges)
+            for c in (chunk, following)
+        ]
+        differently = (asked.index(chunk) >= since) != (asked.index(following) >= since)
+        event(f"torn: {differently and one <= between <= other}")
+        assert (torn(pair) is not None) == (differently and one <= between <= other)
+
+
+def test_towards_older_trades_a_chunk_s_first_id_is_not_the_end() -> None:
+    history, chunk = History(list(range(1, 21)), page_size=4, descending=True), Chunk(9, 12, Known(3, 18, 1))
+    assert linked(history, chunk, ties=False).edges == Edges(8, 12)
+    assert linked(history, Chunk(3, 6, Known(3, 18, 1)), ties=False).texts == tuple(truth(history, Chunk(3, 6)))
 
 
 def test_a_first_answer_that_begins_a_little_earlier_costs_no_request() -> None:

@@ -206,6 +206,29 @@ def test_history_that_was_pruned_is_said_and_nothing_is_committed(pipe: Pipeline
     assert assert_exact(pipe, stream, 1_000) > rows
 
 
+def test_history_that_changed_between_two_chunks_is_not_committed(pipe: Pipeline) -> None:
+    world, stream = pipe.world, Stream("okx", "BTC-USDT")
+    run = world.open(str(stream))["run"]
+    base = {"execution": world.execution(), "run": run, "stream": stream.to_json()}
+    lock = world.acquire(base)
+    plan = world.call(ingest.plan_stream, events.PlanStep, {**base, "lock": lock})
+    chunks = world.chunks(plan["chunks_key"])
+    for chunk in chunks[:4]:
+        world.fetch(base, lock, chunk)
+    border = generated_truth.numbers(pipe.server.simulator.world, "okx", "BTC-USDT", chunks[4]["first"], 2**62)[0]
+    pipe.fault("missing_forever", "okx", "BTC-USDT", match={"ids": [border - 3, border + 3]})
+    for chunk in chunks[4:]:
+        world.fetch(base, lock, chunk)
+    with pytest.raises(errors.RawConflict, match="different histories"):
+        world.commit(base, lock, plan)
+    mark = world.deps.ledger.watermark(stream)
+    assert mark is not None
+    assert mark.high == chunks[3]["last"]
+    assert list(world.deps.ledger.segments(stream))
+    with pytest.raises(errors.RawConflict, match="different histories"):
+        world.commit(base, lock, plan, final=True)
+
+
 @pytest.mark.parametrize(
     ("exchange", "cap", "says"),
     [("bybit", 1_400, "Lower requests.settle_seconds"), ("kraken", 3, "Raise ColdStartTrades")],

@@ -8,7 +8,7 @@ from schemahub import plan
 from schemahub.answers import Row
 from schemahub.errors import BadStateInput, EmptyPage, HeadBehindWatermark, MalformedResponse
 from schemahub.mappings import load_mapping
-from schemahub.paging import Expected, paging_of
+from schemahub.paging import ColdStart, Expected, paging_of
 from schemahub.plan import Head
 from schemahub.streams import MAX_POSITION, Chunk
 from tests.unit.sources import STREAM, row
@@ -119,6 +119,13 @@ def test_a_first_run_within_the_newest_page_asks_nothing() -> None:
     assert plan.cold_start(page, 0, 95_000_000, 10, lambda p: pytest.fail("asked")) == 95
     assert plan.cold_start(page, 96, 0, 10, lambda p: pytest.fail("asked")) == 97
     assert plan.cold_start(page, 0, 10**12, 10, lambda p: pytest.fail("asked")) == 99, "nothing is that new"
+
+
+def test_a_first_run_takes_id_0_too() -> None:
+    page = [row(i) for i in range(10)]
+    for exchange in ("coinbase", "okx"):
+        begin = paging_of(load_mapping(exchange)).first(None, STREAM, page, ColdStart(0, 10**9))  # type: ignore[arg-type]
+        assert begin.first == 0
 
 
 def test_what_a_plan_takes_is_counted_or_estimated_by_the_pace() -> None:

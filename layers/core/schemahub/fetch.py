@@ -15,7 +15,7 @@ from typing import Protocol
 
 from schemahub.answers import Row
 from schemahub.errors import EmptyPage, IncompletePage, PageConflict
-from schemahub.streams import MAX_POSITION, Absent, Chunk, Interval, Stream, runs
+from schemahub.streams import MAX_POSITION, Absent, Chunk, Edges, Interval, Stream, runs
 
 SECOND_LOOK_AFTER_S = 2.0
 MAX_HOLES = 20
@@ -46,6 +46,7 @@ class Fetched:
     """Rows that nobody had asked for."""
     counted: bool = True
     """Each position of the chunk is a row or absent; see ``streams.RawObject``."""
+    edges: Edges | None = None
     times: Mapping[int, int] = field(default_factory=dict, compare=False, repr=False)
     """Microseconds since the epoch of every trade that the answers showed, also outside of the chunk, by id."""
 

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 from schemahub.answers import Row
 from schemahub.errors import EmptyPage, IncompletePage, PageConflict, TieOverflow
 from schemahub.fetch import SECOND_LOOK_AFTER_S, Fetched
-from schemahub.streams import MAX_POSITION, Absent, Chunk, Interval, Stream
+from schemahub.streams import MAX_POSITION, Absent, Chunk, Edges, Interval, Stream
 
 FEW = 8
 """Trades before a chunk that its first answer shows, at least: one of them is enough."""
@@ -62,9 +62,9 @@ def fetch_linked(
     answer = walk.begin(start, ties)
     while not walk.is_before(end, answer.last):
         at, last = answer.at, answer.last
-        if last == end and not ties:
+        if last == end and not ties and walk.may_stop_at(end):
             break
-        if not walk.is_before(last, within) and not answer.full and walk.may_end():
+        if ties and not walk.is_before(last, within) and not answer.full and walk.may_end():
             # Nothing behind it proves this group whole, so it must look the same a little later.
             pause(SECOND_LOOK_AFTER_S)
             walk.ask(last)
@@ -150,7 +150,8 @@ class _Walk:
             answer = self.ask(at)
             if self.is_before(answer.first, start):
                 return self._closer(answer, nothing_from, start)
-            if (answer.first == start and not ties) or answer.first == witness:
+            # Ids are unique: towards older ones, the trade at the chunk's end is as good as one behind it.
+            if (answer.first == start and not ties and (self.sign < 0 or not known)) or answer.first == witness:
                 return answer
             if at == bound:
                 raise IncompletePage(
@@ -174,6 +175,11 @@ class _Walk:
             else:
                 nothing_from = middle.at
         return answer
+
+    def may_stop_at(self, end: int) -> bool:
+        """Whether the walk is done at the chunk's last id: the trade before a chunk must be shown, if there is one."""
+        known = self.chunk.known
+        return self.sign > 0 or known is None or known.base == end
 
     def may_end(self) -> bool:
         """Whether answers may end with the chunk: behind every other chunk lies the trade at the plan's head."""
@@ -260,7 +266,14 @@ class _Walk:
         beyond = sum(len(group) for at, group in self.groups.items()) - sum(len(self.groups[at]) for at in inside)
         texts = tuple(self.groups[at][i] for at in inside for i in sorted(self.groups[at], key=lambda i: (len(i), i)))
         absent = (lost,) if lost else ()
-        return Fetched(self.chunk, texts, absent, self.requests, self.repeated, self.outside + beyond, counted=False)
+        return Fetched(
+            self.chunk, texts, absent, self.requests, self.repeated, self.outside + beyond, False, self.edges()
+        )
+
+    def edges(self) -> Edges:
+        """The trades at both ends of the chunk, as far as they were shown."""
+        before = max((at for at in self.groups if at < self.chunk.first), default=None)
+        return Edges(before, max((at for at in self.groups if at <= self.chunk.last), default=None))
 
     def is_before(self, one: int, other: int) -> bool:
         """Whether ``one`` comes before ``other`` in the direction of travel."""

@@ -21,6 +21,7 @@ from schemahub.errors import (
     IncompleteChunks,
     LockBusy,
     LockLost,
+    RawConflict,
     UnknownExchange,
 )
 from schemahub.fetch import Fetched
@@ -274,6 +275,7 @@ def commit_step(event: events.CommitStep, deps: Deps) -> dict[str, Any]:
     Raises:
         IncompleteChunks: on the final attempt, when chunks are missing (what was complete is committed).
         LockBusy: another execution holds the stream.
+        RawConflict: two neighbouring objects do not agree on the trade between them (those before are committed).
     """
     stream = event.stream.value()
     lease = _ensure(event, deps)
@@ -286,8 +288,12 @@ def commit_step(event: events.CommitStep, deps: Deps) -> dict[str, Any]:
         return {"status": "covered", "committed": 0, "remaining": 0}
     if todo[0].first != base + 1:
         return {"status": "superseded", "committed": 0, "remaining": 0}
-    finished = _finished(deps, stream, todo)
+    finished = _finished(deps, stream, [*(c for c in chunks if c.known and c.last == base), *todo])
     prefix = continuous_prefix(base, todo, set(finished))
+    before = [c for c in chunks if c.last == base and c in finished]
+    torn = commit.torn([finished[c] for c in (*before, *prefix)])
+    if torn:
+        prefix = [c for c in prefix if c.last < torn.first]
     if prefix:
         now = deps.clock.now_ms()
         segments = [segment_of(stream, finished[c], event.run.id, "rest", now) for c in prefix]
@@ -300,6 +306,13 @@ def commit_step(event: events.CommitStep, deps: Deps) -> dict[str, Any]:
             return {"status": "superseded", "committed": 0, "remaining": 0}
         mirror.heal_quietly(deps.objects, deps.ledger, stream)
         deps.count("SegmentsCommitted", len(segments))
+    if torn:
+        raise RawConflict(
+            f"{torn.key} and the object before it were fetched from different histories: one of them lacks trades",
+            stream=stream,
+            span=(torn.first, torn.last),
+            remedy="What lies before is committed. Move both away (the bucket keeps old versions), then start anew.",
+        )
     missing = [c for c in todo if c not in finished]
     if not missing:
         return {"status": "covered", "committed": len(prefix), "remaining": 0}

@@ -16,7 +16,7 @@ import zstandard
 from schemahub.errors import CorruptState, RawConflict, RawMissing
 from schemahub.fetch import Fetched
 from schemahub.objects import ObjectStore
-from schemahub.streams import Absent, Chunk, RawObject, Stream
+from schemahub.streams import Absent, Chunk, Edges, RawObject, Stream, position
 
 LEVEL = 3
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -54,6 +54,7 @@ def store(objects: ObjectStore, stream: Stream, fetched: Fetched) -> RawObject:
         hashlib.sha256(content).hexdigest(),
         fetched.absent,
         fetched.counted,
+        fetched.edges,
     )
     raw.check()
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
@@ -85,6 +86,7 @@ def _metadata(raw: RawObject) -> dict[str, str]:
         "sha256": raw.sha256,
         "absent": json.dumps([list(a) for a in raw.absent], separators=(",", ":")),
         **({} if raw.counted else {"counted": "false"}),
+        **({"edges": json.dumps(raw.edges)} if raw.edges else {}),
     }
 
 
@@ -113,6 +115,7 @@ def describe(objects: ObjectStore, key: str) -> RawObject | None:
             meta["sha256"],
             tuple(Absent(int(a), int(b), kind) for a, b, kind in json.loads(meta["absent"])),
             meta.get("counted") != "false",
+            _edges(meta["edges"]) if "edges" in meta else None,
         )
     except (ValueError, TypeError, RecursionError) as error:
         raise CorruptState(f"the metadata of {key} cannot be read: {error}") from error
@@ -122,6 +125,11 @@ def describe(objects: ObjectStore, key: str) -> RawObject | None:
         raise CorruptState(f"the metadata of {key} names no SHA-256")
     raw.check()
     return raw
+
+
+def _edges(text: str) -> Edges:
+    before, newest = (None if value is None else position(value, "edge") for value in json.loads(text))
+    return Edges(before, newest)
 
 
 def read(objects: ObjectStore, key: str, sha256: str, count: int) -> bytes:

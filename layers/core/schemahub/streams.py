@@ -156,6 +156,15 @@ class Chunk:
         return {"first": self.first, "last": self.last} | ({"known": self.known._asdict()} if self.known else {})
 
 
+class Edges(NamedTuple):
+    """The trades at both ends of a chunk whose answers were linked: neighbours must agree on the one between them."""
+
+    before: int | None
+    """Position of the trade before the chunk; None where no answer showed it."""
+    newest: int | None
+    """Position of the newest trade up to the chunk's end: one of its own, or the one before it."""
+
+
 @dataclass(frozen=True)
 class RawObject:
     """A durable raw object and what is known of its content.
@@ -171,6 +180,7 @@ class RawObject:
     absent: tuple[Absent, ...] = ()
     counted: bool = True
     """Each position of the range is a trade or named absent; not so where positions are times or sparse ids."""
+    edges: Edges | None = field(default=None, compare=False)
 
     def check(self) -> None:
         """Count and holes must explain every position of a counted range.
