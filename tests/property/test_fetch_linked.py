@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from schemahub import plan
 from schemahub.answers import Row
-from schemahub.commit import torn
 from schemahub.errors import EmptyPage, IncompletePage, PageConflict, TieOverflow
 from schemahub.fetch import Fetched
 from schemahub.fetch_linked import fetch_linked, fetch_newest
+from schemahub.seams import torn
 from schemahub.streams import Chunk, Edges, Known, RawObject, Stream
 
 STREAM = Stream("kraken", "BTC-USD")

@@ -215,6 +215,7 @@ def test_history_that_changed_between_two_chunks_is_not_committed(pipe: Pipeline
     chunks = world.chunks(plan["chunks_key"])
     for chunk in chunks[:4]:
         world.fetch(base, lock, chunk)
+    # The plan's last trade before the border is gone, and what follows it.
     border = generated_truth.numbers(pipe.server.simulator.world, "okx", "BTC-USDT", chunks[4]["first"], 2**62)[0]
     pipe.fault("missing_forever", "okx", "BTC-USDT", match={"ids": [border - 3, border + 3]})
     for chunk in chunks[4:]:
@@ -227,6 +228,11 @@ def test_history_that_changed_between_two_chunks_is_not_committed(pipe: Pipeline
     assert list(world.deps.ledger.segments(stream))
     with pytest.raises(errors.RawConflict, match="different histories"):
         world.commit(base, lock, plan, final=True)
+    world.deps.locks.release_run(run["arn"])
+    pipe.cure()
+    with pytest.raises(errors.RawConflict, match="different histories"):
+        pipe.ingest(stream)  # its plan begins with the torn chunk, and finds the object
+    assert world.deps.ledger.watermark(stream) == mark
 
 
 @pytest.mark.parametrize(

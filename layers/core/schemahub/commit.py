@@ -7,7 +7,6 @@ which of the outcomes it was. Holes are settled the same way: fenced, and from e
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,19 +64,6 @@ def segment_of(stream: Stream, raw: RawObject, run_id: str, source: str, now_ms:
         commit_id=hashlib.sha256(identity.encode()).hexdigest(),
         committed_at=now_ms,
     )
-
-
-def torn(objects: Sequence[RawObject]) -> RawObject | None:
-    """The first of neighbouring objects that names another trade before it than the one before it ends with.
-
-    Between the two fetches the exchange lost or gained trades: one of the objects lacks some.
-    """
-    for one, other in itertools.pairwise(objects):
-        if not (one.edges and other.edges) or None in (one.edges.newest, other.edges.before):
-            continue
-        if one.edges.newest != other.edges.before:
-            return other
-    return None
 
 
 def commit_segments(

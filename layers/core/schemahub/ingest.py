@@ -10,7 +10,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from schemahub import commit, events, mirror, plan, raw
+from schemahub import commit, events, mirror, plan, raw, seams
 from schemahub.answers import parse_elements
 from schemahub.commit import Committed, Fenced, segment_of
 from schemahub.conditional import whole
@@ -290,8 +290,10 @@ def commit_step(event: events.CommitStep, deps: Deps) -> dict[str, Any]:
         return {"status": "superseded", "committed": 0, "remaining": 0}
     finished = _finished(deps, stream, [*(c for c in chunks if c.known and c.last == base), *todo])
     prefix = continuous_prefix(base, todo, set(finished))
-    before = [c for c in chunks if c.last == base and c in finished]
-    torn = commit.torn([finished[c] for c in (*before, *prefix)])
+    objects, newest = [finished[c] for c in prefix], seams.newest_before(chunks, todo, finished)
+    torn = seams.torn(objects, newest)
+    if late := seams.came_late(objects, newest):
+        deps.call_attention(f"a trade came late: at {late}, behind the newest committed one at {newest}", stream)
     if torn:
         prefix = [c for c in prefix if c.last < torn.first]
     if prefix:
@@ -311,7 +313,7 @@ def commit_step(event: events.CommitStep, deps: Deps) -> dict[str, Any]:
             f"{torn.key} and the object before it were fetched from different histories: one of them lacks trades",
             stream=stream,
             span=(torn.first, torn.last),
-            remedy="What lies before is committed. Move both away (the bucket keeps old versions), then start anew.",
+            remedy="What lies before is committed. Move both away, unless committed (old versions stay); start anew.",
         )
     missing = [c for c in todo if c not in finished]
     if not missing:
