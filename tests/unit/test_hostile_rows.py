@@ -360,7 +360,7 @@ def test_newest_trades_with_an_absurd_time_do_not_hold_the_stream_back(pipeline:
     """
     pipeline.run(BINANCE)
     one = pipeline.head(BINANCE) + 3
-    pipeline.later(86_400 / 4)
+    pipeline.later(86_400 / 3)
     spoil(pipeline, "wrong_unit", BINANCE, match={"ids": [one, one]})
     run = pipeline.world.open("binance:BTC-USDT")["run"]
     base = {"execution": pipeline.world.execution(), "run": run, "stream": BINANCE.to_json()}
