@@ -104,6 +104,8 @@ def task(deps: Deps, spec: TaskSpec, clock: Clock) -> None:
     for chunk in spec.chunks:
         found = raw.find(deps.objects, spec.stream, chunk)
         if found is None:
-            found = raw.store(deps.objects, spec.stream, paging.fetch(exchange, spec.stream, chunk, clock, lambda: None))
+            found = raw.store(
+                deps.objects, spec.stream, paging.fetch(exchange, spec.stream, chunk, clock, lambda: None)
+            )
         segment = segment_of(spec.stream, found, spec.run, "rest", clock.now_ms())
         commit_islands(deps.ledger, deps.locks, spec.lease, [segment], clock)

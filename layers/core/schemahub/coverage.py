@@ -55,6 +55,14 @@ def islands(segments: Iterable[Segment], low: int) -> list[Interval]:
     return merge(s.interval for s in segments if s.last < low)
 
 
+def unfetched(ledger: Ledger, stream: Stream) -> list[Interval]:
+    """What lies between the islands and the watermark; nothing where no backfill ever ran."""
+    mark, lowest = ledger.watermark(stream), ledger.lowest(stream)
+    if mark is None or lowest is None or lowest >= mark.low:
+        return []
+    return between(list(ledger.newest_segments(stream, mark.low - 1)), mark.low)
+
+
 def between(segments: Sequence[Segment], low: int) -> list[Interval]:
     """Ranges above the lowest island that nobody has fetched yet: no holes, only not asked for."""
     below = islands(segments, low)

@@ -74,6 +74,12 @@ class Ledger:
         for item in self._query(KeyConditionExpression=condition, ConsistentRead=True, ScanIndexForward=False):
             yield _segment(item)
 
+    def lowest(self, stream: Stream) -> int | None:
+        """The first committed position; below the watermark where a backfill has left islands. One small read."""
+        condition = Key("stream").eq(str(stream)) & Key("item").between("segment#", "segment#~")
+        page = self.table.query(KeyConditionExpression=condition, ConsistentRead=True, Limit=1)
+        return next((_segment(item).first for item in page["Items"]), None)
+
     def segment(self, stream: Stream, first: int) -> Segment | None:
         item = self._get(stream, _segment_item(first))
         return _segment(item) if item else None
