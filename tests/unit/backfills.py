@@ -16,7 +16,7 @@ from schemahub.mappings import load_mapping
 from schemahub.pacing import PacedExchange
 from schemahub.paging import paging_of
 from schemahub.runtime import Deps
-from schemahub.streams import Stream
+from schemahub.streams import Chunk, Segment, Stream
 from tests.unit.worlds import STREAM, World
 
 
@@ -100,12 +100,15 @@ class Backfill:
 
 def task(deps: Deps, spec: TaskSpec, clock: Clock) -> None:
     """A task in its simplest form: chunk by chunk, each committed as soon as it is durable."""
-    exchange, paging = PacedExchange.of(deps, spec.stream.exchange), paging_of(load_mapping(spec.stream.exchange))
     for chunk in spec.chunks:
-        found = raw.find(deps.objects, spec.stream, chunk)
-        if found is None:
-            found = raw.store(
-                deps.objects, spec.stream, paging.fetch(exchange, spec.stream, chunk, clock, lambda: None)
-            )
-        segment = segment_of(spec.stream, found, spec.run, "rest", clock.now_ms())
-        commit_islands(deps.ledger, deps.locks, spec.lease, [segment], clock)
+        commit_islands(deps.ledger, deps.locks, spec.lease, [segment_in(deps, spec, chunk)], clock)
+
+
+def segment_in(deps: Deps, spec: TaskSpec, chunk: Chunk) -> Segment:
+    """A chunk's segment, its raw object durable and nothing committed."""
+    found = raw.find(deps.objects, spec.stream, chunk)
+    if found is None:
+        exchange, paging = PacedExchange.of(deps, spec.stream.exchange), paging_of(load_mapping(spec.stream.exchange))
+        fetched = paging.fetch(exchange, spec.stream, chunk, deps.clock, lambda: None)
+        found = raw.store(deps.objects, spec.stream, fetched)
+    return segment_of(spec.stream, found, spec.run, "rest", deps.clock.now_ms())

@@ -240,9 +240,12 @@ class TaskSpec:
                 raise ValueError(f"{numbers} are not numbers of workers")
             if (value["file"] is not None) != (value["kind"] == "archive"):
                 raise ValueError("only an archive's task has a file")
+            stream = Stream.from_json(value["stream"])
+            if lease["lock_id"] != stream.backfill_lock_id:
+                raise ValueError(f"{lease['lock_id']} is not the lock of this stream's backfill")
             return cls(
                 run=value["run"],
-                stream=Stream.from_json(value["stream"]),
+                stream=stream,
                 lease=Lease(
                     lease["lock_id"], lease["owner"], lease["run"],
                     position(lease["attempt"], "attempt"), position(lease["fence"], "fence"),
