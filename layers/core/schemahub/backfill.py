@@ -19,6 +19,7 @@ from schemahub.backfill_plan import (
     PRESETS,
     Estimate,
     Means,
+    Route,
     TaskSpec,
     Wanted,
     estimate,
@@ -91,12 +92,13 @@ def means_of(deps: Deps, stream: Stream, request: events.BackfillInput) -> Means
     workers, concurrency = settings.backfill_workers, settings.backfill_chunk_concurrency
     if request.preset:
         workers, concurrency = PRESETS[request.preset]
+    threshold = request.threshold_seconds
     return Means(
         pages_per_second(load_mapping(stream.exchange), settings.limit_share),
-        settings.backfill_threshold_seconds,
+        settings.backfill_threshold_seconds if threshold is None else threshold,
         settings.backfill_ecs,
-        workers,
-        concurrency,
+        request.workers or workers,
+        request.chunk_concurrency or concurrency,
         request.tasks or settings.backfill_tasks,
         settings.backfill_vcpu,
         settings.backfill_memory_gb,
@@ -123,11 +125,9 @@ def plan_backfill(event: events.PlanBackfill, deps: Deps, archive_files: Archive
     if not parts or not within:
         _settle(deps, lease, stream)
         return {"status": "covered", "chunks": 0, "tasks": 0}
-    files = archive_files(deps, stream, parts) if request.archives and event.source == "auto" else ()
+    wanted_files = archive_files if event.source == "auto" else no_archives
+    chunks, files, guess = foresee(deps, stream, request, parts, wanted_files)
     means = means_of(deps, stream, request)
-    chunks, expected = cut_missing(deps, stream, parts) if not files else ([], Expected(0, 2 * len(files)))
-    forced = "ecs" if files else None if request.route == "auto" else request.route
-    guess = estimate(expected, len(chunks) or len(files), means, forced)
     deps.objects.put_new(f"{home}planned.json", json.dumps(guess.to_json() | {"files": len(files)}).encode())
     specs = _specs(event, lease, within, means, guess, chunks, files)
     here = f"{home}{lease.fence:06d}/"
@@ -149,6 +149,20 @@ def plan_backfill(event: events.PlanBackfill, deps: Deps, archive_files: Archive
         "tasks_at_a_time": max(1, guess.tasks),
         "within": {"first": within.first, "last": within.last},
     }
+
+
+def foresee(
+    deps: Deps,
+    stream: Stream,
+    request: events.BackfillInput,
+    parts: Sequence[Interval],
+    archive_files: ArchiveFiles = no_archives,
+) -> tuple[list[Chunk], Sequence[tuple[dict[str, Any], Interval]], Estimate]:
+    """Chunks or files of the missing ranges, and what they take. May ask the exchange, writes nothing."""
+    files = archive_files(deps, stream, parts) if request.archives else ()
+    chunks, expected = cut_missing(deps, stream, parts) if not files else ([], Expected(0, 2 * len(files)))
+    forced: Route | None = "ecs" if files else None if request.route == "auto" else request.route
+    return chunks, files, estimate(expected, len(chunks) or len(files), means_of(deps, stream, request), forced)
 
 
 def _within(deps: Deps, stream: Stream, asked: Wanted, key: str) -> Interval | None:

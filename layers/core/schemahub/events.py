@@ -201,8 +201,13 @@ class BackfillInput(Payload):
     range: Any
     route: Literal["auto", "lambda", "ecs"] = "auto"
     preset: Literal["small", "medium", "large"] | None = None
+    workers: Annotated[int, Field(strict=True, ge=1, le=100)] | None = None
+    chunk_concurrency: Annotated[int, Field(strict=True, ge=1, le=100)] | None = None
+    """Both instead of the preset's."""
     tasks: Annotated[int, Field(strict=True, ge=1, le=100)] | None = None
     """Tasks of one stream at a time, at most."""
+    threshold_seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    """Work up to which functions do it; the deployment's by default."""
     archives: bool = True
     """Whether files of the exchange's archive are taken before it is asked."""
 
