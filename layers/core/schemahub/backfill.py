@@ -181,7 +181,6 @@ def resolve(deps: Deps, stream: Stream, asked: Wanted) -> Interval | None:
 
     Asks the exchange, writes nothing. None where there are none.
     """
-    mapping = seek.check_history(stream)
     low = coverage.watermark(deps.ledger, stream).low
     if not low:
         return None
@@ -191,7 +190,7 @@ def resolve(deps: Deps, stream: Stream, asked: Wanted) -> Interval | None:
         first = seek.position_at(deps, stream, asked.since_us, whole)
     if asked.until_us is not None:
         last = seek.position_at(deps, stream, asked.until_us, whole) - 1
-    paging = paging_of(mapping)
+    paging = paging_of(load_mapping(stream.exchange))
     if isinstance(paging, Linked):
         first, last = first // paging.step * paging.step, last_of(last, paging.step)
     last = min(last, low - 1)

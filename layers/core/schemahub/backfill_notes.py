@@ -10,7 +10,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Literal
 
-from schemahub.conditional import read
+from schemahub.conditional import read, update
 from schemahub.errors import CorruptState
 from schemahub.runtime import Deps
 from schemahub.streams import Stream
@@ -31,11 +31,8 @@ def wanted(deps: Deps, run_id: str) -> Wish:
 
 def want(deps: Deps, run_id: str, wish: Wish) -> None:
     """Tell a run to pause, to be cancelled, or to go on; its tasks look every 30 seconds."""
-    deps.ledger.table.update_item(
-        Key={"stream": FLAG, "item": run_id},
-        UpdateExpression="SET wanted = :wish, said_at = :now",
-        ExpressionAttributeValues={":wish": wish, ":now": deps.clock.now_ms()},
-    )
+    said = {":wish": wish, ":now": deps.clock.now_ms()}
+    update(deps.ledger.table, {"stream": FLAG, "item": run_id}, "SET wanted = :wish, said_at = :now", said)
 
 
 def stopped(deps: Deps, run_id: str) -> str | None:
@@ -64,11 +61,12 @@ def count(
     }
     added = {name: value for name, value in given.items() if value}
     if added:
-        deps.ledger.table.update_item(
-            Key={"stream": str(stream), "item": f"backfill#{run_id}"},
-            UpdateExpression="ADD " + ", ".join(f"#{name} :{name}" for name in added),
-            ExpressionAttributeNames={f"#{name}": name for name in added},
-            ExpressionAttributeValues={f":{name}": value for name, value in added.items()},
+        update(
+            deps.ledger.table,
+            {"stream": str(stream), "item": f"backfill#{run_id}"},
+            "ADD " + ", ".join(f"#{name} :{name}" for name in added),
+            {f":{name}": value for name, value in added.items()},
+            {f"#{name}": name for name in added},
         )
 
 

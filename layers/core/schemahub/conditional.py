@@ -63,6 +63,12 @@ def update_if(
     raise AssertionError("unreachable")
 
 
+def update(table: Any, key: Item, expression: str, values: Item, names: Mapping[str, str] | None = None) -> None:
+    """UpdateItem under no condition: for what is only said or counted, and proves nothing."""
+    named = {"ExpressionAttributeNames": dict(names)} if names else {}
+    table.update_item(Key=key, UpdateExpression=expression, ExpressionAttributeValues=values, **named)
+
+
 def _old_item(table: Any, key: Item, error: ClientError) -> Item:
     """The item of the refusal itself, which boto3 hands over with DynamoDB's type letters; else a consistent read."""
     raw: Any = error.response.get("Item")

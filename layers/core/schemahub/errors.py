@@ -131,7 +131,7 @@ class NothingIngested(BadInput):
 
 
 class NoHistory(BadInput):
-    remedy = "Its history comes only from an archive, where the exchange publishes one (docs/exchanges)."
+    remedy = "Its history comes only from an archive, where the exchange publishes one."
 
 
 class BadQuery(BadInput):

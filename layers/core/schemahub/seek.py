@@ -41,19 +41,22 @@ def position_at(deps: Deps, stream: Stream, when_us: int, within: Interval) -> i
         NoHistory: the exchange shows its newest trades only.
         ExchangeError, ThrottleError: it cannot be asked now.
     """
-    mapping = check_history(stream)
+    mapping = load_mapping(stream.exchange)
     if mapping.by_time:
         step = step_of(mapping.fields.tick_ns, True)
         return min(max(when_us * 1000 // step * step, within.first), within.last + 1)
+    check_history(stream)
     return first_at(when_us, within, asker(deps, stream), mapping.requests.page.descending)
 
 
 def beginning(deps: Deps, stream: Stream, within: Interval) -> int:
     """Where the exchange's history begins in ``within``: at ``within.first``, unless nothing older is shown.
 
-    ``within.last + 1`` where it shows nothing at all in there.
+    ``within.last + 1`` where it shows nothing at all in there. Where only newest trades are shown, files decide.
     """
-    mapping = check_history(stream)
+    mapping = load_mapping(stream.exchange)
+    if mapping.requests.page.asks == "newest":
+        return within.first
     ask, descending = asker(deps, stream), mapping.requests.page.descending
     rows = ask(within.first)
     if descending and rows:
