@@ -153,6 +153,22 @@ def test_a_rival_elsewhere_only_costs_another_try(stores: Stores) -> None:
     assert stores.ledger.islands(STREAM) == 2
 
 
+def test_however_many_rivals_come_first_each_is_progress(stores: Stores) -> None:
+    """Many tasks commit side by side: one that always comes second waits, and is no error."""
+    held, firsts = lease(stores), list(range(100, 100 + 10 * (MAX_TRIES + 3), 10))
+
+    def rival() -> None:
+        if firsts:
+            left, stores.client.faults = stores.client.faults, []
+            islands(stores, held, [segment(at := firsts.pop(), at + 9)])
+            stores.client.faults = left
+
+    stores.client.faults = [("before", rival)] * 100
+    assert islands(stores, held, [segment(951, 970)]) == Committed(970)
+    assert not firsts
+    assert stores.ledger.islands(STREAM) == MAX_TRIES + 4
+
+
 def test_an_old_fence_commits_and_lowers_nothing(stores: Stores) -> None:
     old = lease(stores)
     islands(stores, old, [segment(991, 1000)])

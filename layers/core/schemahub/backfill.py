@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -296,7 +297,7 @@ def _commit_found(event: events.CommitBackfill, deps: Deps, lease: Lease, within
             remedy="Start a new execution; raw objects are found again.",
         )
     left = coverage.missing(deps.ledger, stream, within)
-    todo = [c for c in plan.from_jsonl(body) if any(p.first <= c.first and c.last <= p.last for p in left)]
+    todo = [chunk for chunk in plan.from_jsonl(body) if _inside(left, chunk)]
     renewer = Renewer(deps.locks.renew, lease, deps.clock)
     committed = 0
     while todo:
@@ -313,6 +314,12 @@ def _commit_found(event: events.CommitBackfill, deps: Deps, lease: Lease, within
         committed += len(segments)
     deps.count("SegmentsCommitted", committed)
     return committed
+
+
+def _inside(parts: Sequence[Interval], chunk: Chunk) -> bool:
+    """Whether one of the sorted parts holds the chunk."""
+    at = bisect_right(parts, chunk.first, key=lambda part: part.first) - 1
+    return at >= 0 and chunk.last <= parts[at].last
 
 
 def close_backfill(event: events.CloseBackfill, deps: Deps) -> dict[str, Any]:

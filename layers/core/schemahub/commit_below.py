@@ -23,6 +23,7 @@ from schemahub.streams import Interval, Segment, Stream, overlapping
 
 MAX_TRIES = 12
 """Tasks of one stream commit side by side and meet in each other's transactions."""
+MAX_RIVALS = 300
 PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 
 
@@ -50,28 +51,33 @@ def commit_islands(ledger: Ledger, locks: Locks, lease: Lease, segments: Sequenc
 
 
 def _commit_group(ledger: Ledger, locks: Locks, lease: Lease, group: Sequence[Segment], clock: Clock) -> Outcome:
-    stream, tried = group[0].stream, False
-    for attempt in range(MAX_TRIES):
+    stream, tries, rivals = group[0].stream, 0, 0
+    while True:
         # In this order: a commit that comes after the number was read makes ours fail.
         seen = ledger.islands(stream)
         low = coverage.watermark(ledger, stream).low
         free, taken = _sort_out(ledger, group, low)
         if not free:
-            return Superseded(low) if taken else Committed(group[-1].last, already=not tried)
+            return Superseded(low) if taken else Committed(group[-1].last, already=not (tries or rivals))
         try:
             ledger.commit_below(locks, lease, free, seen)
             return Superseded(low) if taken else Committed(group[-1].last)
         except (ClientError, BotoCoreError) as error:
-            tried = True
             if not holds(locks, lease):
                 done = not _sort_out(ledger, group, low)[0]
                 return Fenced() if not done else Superseded(low) if taken else Committed(group[-1].last, already=True)
-            if "ConditionalCheckFailed" not in reasons(error) and not passing(error):
+            refused = "ConditionalCheckFailed" in reasons(error)
+            if refused and ledger.islands(stream) != seen and rivals < MAX_RIVALS:
+                # Somebody else's commit came in between: that is progress, and no sign that ours never will.
+                rivals += 1
+                _pause(clock, 0)
+                continue
+            tries += 1
+            if not (refused or passing(error)) or (tries == MAX_TRIES and not refused):
                 raise
-            if attempt == MAX_TRIES - 1:
+            if tries == MAX_TRIES:
                 raise _unexplained(free) from error
-            _pause(clock, attempt)
-    raise AssertionError("unreachable")
+            _pause(clock, tries)
 
 
 def _sort_out(ledger: Ledger, group: Sequence[Segment], low: int) -> tuple[list[Segment], list[Segment]]:
