@@ -94,8 +94,10 @@ def prove(connection: Any, ledger: Ledger, streams: Iterable[Stream], run: str) 
     if not marks:
         return []
     # Names of streams are letters, digits and dashes (streams.Stream), numbers are integers: safe to write into SQL.
+    # What a backfill has committed below the watermark counts like the rest.
+    lows = {s: m.low if (lowest := ledger.lowest(s)) is None else min(m.low, lowest) for s, m in marks.items()}
     values = ", ".join(
-        f"('{s.exchange.upper()}', '{s.product}', {m.low}, {m.high}, {by_time(s)})" for s, m in marks.items()
+        f"('{s.exchange.upper()}', '{s.product}', {lows[s]}, {m.high}, {by_time(s)})" for s, m in marks.items()
     )
     found = {
         (exchange, symbol): counts

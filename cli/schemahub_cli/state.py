@@ -31,6 +31,10 @@ class StreamState:
     lock: str | None = None
     lag: int | None = None
     last_outcome: str | None = None
+    lowest: int | None = None
+    """The first committed position: below ``low`` where a backfill has left islands."""
+    backfill: str | None = None
+    """The run that fills it in below the watermark now."""
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -43,6 +47,8 @@ class StreamState:
             "lock": self.lock,
             "lag": self.lag,
             "last_outcome": self.last_outcome,
+            "lowest": self.lowest,
+            "backfill": self.backfill,
             "error": self.error,
         }
 
@@ -76,7 +82,7 @@ def streams(deps: Deps, heads: bool) -> list[StreamState]:
 def _stream(deps: Deps, stream: Stream, pending: int, heads: bool) -> StreamState:
     try:
         mark = deps.ledger.watermark(stream)
-        holder = deps.locks.holder(stream.lock_id)
+        holder, filler = (deps.locks.holder(lock) for lock in (stream.lock_id, stream.backfill_lock_id))
         last = deps.ledger.last_run(stream) or {}
         lag = None
         if heads and mark:
@@ -92,6 +98,8 @@ def _stream(deps: Deps, stream: Stream, pending: int, heads: bool) -> StreamStat
             holder.run if holder else None,
             lag,
             last.get("outcome"),
+            deps.ledger.lowest(stream) if mark else None,
+            filler.run if filler else None,
         )
     except SchemaHubError as error:
         return StreamState(stream, pending=pending, error=f"{type(error).__name__}: {error.reason}")

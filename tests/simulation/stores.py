@@ -98,6 +98,8 @@ class Table:
                 rows = sorted((i for i in rows if partition in i and sort in i), key=lambda i: i[sort])
                 rows = self.lag if self.lag is not None else rows
             judge = condition(text)
+            if request.get("ScanIndexForward") is False:
+                rows = rows[::-1]
             return self._page([i for i in rows if judge(_scope(i, request))], request)
 
     def scan(self, *, FilterExpression: Any = None, ConsistentRead: bool = False, **request: Any) -> Any:
@@ -122,9 +124,12 @@ class Table:
         start = request.get("ExclusiveStartKey")
         if start is not None:
             after = next((n for n, row in enumerate(rows) if self._key(row) == self._key(start)), None)
-            rows = rows[after + 1 :] if after is not None else [r for r in rows if self._key(r) > self._key(start)]
-        page: dict[str, Any] = {"Items": deepcopy(rows[:PAGE_ITEMS])}
-        if len(rows) > PAGE_ITEMS:
+            down, begin = request.get("ScanIndexForward") is False, self._key(start)
+            behind = [r for r in rows if (self._key(r) < begin if down else self._key(r) > begin)]
+            rows = rows[after + 1 :] if after is not None else behind
+        most = min(PAGE_ITEMS, request.get("Limit", PAGE_ITEMS))
+        page: dict[str, Any] = {"Items": deepcopy(rows[:most])}
+        if len(rows) > most:
             page["LastEvaluatedKey"] = {k: page["Items"][-1][k] for k in self.keys}
         return page
 

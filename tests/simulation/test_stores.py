@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from schemahub.clock import FakeClock
 from schemahub.commit import commit_segments
+from schemahub.commit_below import commit_islands, lower
 from schemahub.errors import SchemaHubError
 from schemahub.ledger import Ledger
 from schemahub.locks import Locks
@@ -30,6 +31,10 @@ MOVE = st.one_of(
     st.tuples(st.just("release"), st.sampled_from(OWNERS), st.integers(0, 1)),
     st.tuples(st.just("release_run"), st.sampled_from(OWNERS), st.just(0)),
     st.tuples(st.just("commit"), st.sampled_from(OWNERS), st.integers(0, 3)),
+    st.tuples(st.just("fill"), st.sampled_from(OWNERS), st.integers(0, 9)),
+    st.tuples(st.just("lower"), st.sampled_from(OWNERS), st.just(0)),
+    st.tuples(st.just("advance"), st.sampled_from(OWNERS), st.just(0)),
+    st.tuples(st.just("newest"), st.just(""), st.integers(0, 700)),
     st.tuples(st.just("publish"), st.just(""), st.integers(0, 3)),
     st.tuples(st.just("wait"), st.just(""), st.integers(1, 120)),
 )
@@ -71,9 +76,23 @@ class Actor:
     def _commit(self, who: str, tens: int) -> Any:
         mark = self.ledger.watermark(STREAM)
         base = mark.high if mark else None
-        first = (base or 0) + 1
+        first = (base or 600) + 1
         new = tiles(first, first + 10 * tens)
         return commit_segments(self.ledger, self.locks, self.leases[who], new, base, self.clock)
+
+    def _fill(self, who: str, tens: int) -> Any:
+        return commit_islands(self.ledger, self.locks, self.leases[who], tiles(50 * tens, 50 * tens + 60), self.clock)
+
+    def _lower(self, who: str, _: int) -> Any:
+        return lower(self.ledger, self.locks, self.leases[who], STREAM, self.clock)
+
+    def _advance(self, who: str, _: int) -> Any:
+        self.leases[who] = self.locks.advance(self.leases[who])
+        return self.leases[who]
+
+    def _newest(self, _: str, last: int) -> Any:
+        newest = [s.first for s in self.ledger.newest_segments(STREAM, last)]
+        return newest, self.ledger.lowest(STREAM), [s.first for s in self.ledger.segments(STREAM, 100, last)]
 
     def _publish(self, who: str, count: int) -> Any:
         self.ledger.mark_published(list(self.ledger.pending())[:count], "snapshot")

@@ -17,7 +17,7 @@ from rich.table import Table
 from schemahub.errors import BadInput, LockError, SchemaHubError
 from schemahub.holes import Gap, Hole, merged
 from schemahub.mappings import NS
-from schemahub.streams import Stream
+from schemahub.streams import Interval, Stream
 from schemahub_cli import target
 from schemahub_cli.output import Exit, JsonOption, Say, StackOption, clock, command, listing
 from schemahub_cli.positions import by_time, extent, place
@@ -39,6 +39,8 @@ class StreamGaps:
     """Ids that came now."""
     error: SchemaHubError | None = None
     shown: list[Gap] = field(default_factory=list)
+    unfetched: list[Interval] = field(default_factory=list)
+    """Ranges between what a backfill has committed and the watermark: not asked for yet, so no holes."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -49,6 +51,7 @@ class StreamGaps:
                 filled=sum(h.last - h.first + 1 - h.ids for h in self.holes),
             ),
             "gaps": [self._words(gap) for gap in self.shown],
+            "not_fetched_yet": [list(part) for part in self.unfetched],
             "asked": self.asked,
             "came": self.came,
             "error": {"error": type(self.error).__name__, "message": self.error.reason} if self.error else None,
@@ -133,9 +136,10 @@ def _streams(where: Target, named: list[str] | None) -> list[Stream]:
 
 
 def _known(where: Target, stream: Stream) -> StreamGaps:
+    from schemahub.coverage import unfetched
     from schemahub.repair import holes_of
 
-    return StreamGaps(stream, holes_of(where.deps, stream))
+    return StreamGaps(stream, holes_of(where.deps, stream), unfetched=unfetched(where.deps.ledger, stream))
 
 
 def _repair(where: Target, one: StreamGaps, again: bool, dry_run: bool) -> None:
@@ -165,6 +169,9 @@ def _report(found: list[StreamGaps], repair: bool, dry_run: bool, everything: bo
             came = "would come" if dry_run else "came"
             amount = f"[green]{extent(one.stream, one.came)}[/]{_unit(one.stream)}"
             yield f"{name}: {one.asked:,} holes asked for again, {amount} {came}"
+        for part in one.unfetched[-SHOWN:]:
+            edges = f"{place(one.stream, part.first)} … {place(one.stream, part.last)}"
+            yield f"[dim]{name}: {edges} is not fetched yet (`schemahub backfill`)[/]"
         if one.error:
             yield f"[red]{name}: {type(one.error).__name__}[/]  {escape(one.error.reason)}"
     if repair and not dry_run and any(one.came for one in found):

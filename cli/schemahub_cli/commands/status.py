@@ -65,14 +65,23 @@ def _streams(streams: list[state.StreamState], now_ms: int) -> Table:
         behind = "" if s.lag is None else ("[green]0[/]" if s.lag == 0 else extent(s.stream, s.lag))
         table.add_row(
             f"{s.stream.exchange} {s.stream.product}",
-            "—" if s.low is None else place(s.stream, s.low),
+            _low(s),
             "—" if s.high is None else place(s.stream, s.high),
             ago,
             behind,
             f"[yellow]{s.pending:,}[/]" if s.pending else "0",
-            _owner(s.lock),
+            _owner(s.lock) + (f"\nbackfill {_owner(s.backfill)}" if s.backfill else ""),
         )
     return table
+
+
+def _low(s: state.StreamState) -> str:
+    """Where the stream begins without a hole, and where a backfill's first island begins, if that is further down."""
+    if s.low is None:
+        return "—"
+    if s.lowest is None or s.lowest >= s.low:
+        return place(s.stream, s.low)
+    return f"{place(s.stream, s.low)}\n[dim]islands from {place(s.stream, s.lowest)}[/]"
 
 
 def _exchanges(exchanges: list[state.ExchangeState]) -> Table:

@@ -71,6 +71,8 @@ class Verdict:
     """Absent ids that are not proved to be missing for good (``schemahub gaps``)."""
     document: Document | None = None
     """The certificate, where nothing was found."""
+    islands: tuple[Interval, ...] = ()
+    """Committed ranges below ``range``: what a backfill has filled in so far, or was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         stream = f"{self.stream.exchange}:{self.stream.product}" if self.stream else None
@@ -79,6 +81,7 @@ class Verdict:
             "stream": stream,
             "whole": not self.findings,
             "range": list(self.range) if self.range else None,
+            "islands": [list(part) for part in self.islands],
             **{n: getattr(self, n) for n in ("trades", "rows", "absent", "quarantined", "pending", "unproved")},
             "findings": [f.to_json() for f in self.findings],
             "certificate_sha256": signed,
@@ -215,6 +218,7 @@ def _judge(
         quarantined,
         sum(s.count for s in line.all) - sum(s.count for s in there),
         unproved,
+        islands=tuple(line.islands),
     )
     return verdict, gone
 
@@ -349,13 +353,14 @@ def recheck(lake: Lake, chain: Sequence[Certificate], *, deep: bool = False, wat
         for gap in (g for part in parts for g in gaps(lake.published.get(published, ()), part)):
             found.append(Finding("published_lost", str(published), "certified, and not in the table any more", gap))
     assert line.mark is not None
-    span = (line.mark.low, line.mark.high)
+    span = (min(s.first for s in line.segments), line.mark.high)
     rows, general = _sum(lake, deep, [stream], watch, span, () if line.counted else [stream])
     found += general
     mine = (rows or {}).get(place_of(stream), Rows())
     total = mine.count
     if rows is not None:
-        may = merge([*held(s for s in line.all if s not in set(there)), *absent(line)])
+        # What lay between the islands then may have been filled in since.
+        may = merge([*held(s for s in line.all if s not in set(there)), *absent(line), *line.unfetched])
         if line.counted:
             aside = [part[:2] for part in proved.quarantined]
             wrong, away = _judge_rows(lake, stream, mine, there, aside, may, span)
@@ -370,7 +375,7 @@ def recheck(lake: Lake, chain: Sequence[Certificate], *, deep: bool = False, wat
     return Verdict(
         stream, tuple(found), (line.mark.low, line.mark.high), counts["trades"], total, counts["absent"],
         counts["quarantined"], sum(s.count for s in line.all) - sum(s.count for s in there),
-        sum(h.ids for h in line.holes if not h.proved), proved.document,
+        sum(h.ids for h in line.holes if not h.proved), proved.document, tuple(line.islands),
     )  # fmt: skip
 
 

@@ -87,8 +87,9 @@ def issue(
         },
         "positions": positions,
         "range": [line.mark.low, line.mark.high],
+        **({"islands": [list(part) for part in line.islands]} if line.islands else {}),
         "counts": {
-            **({"ids": line.mark.high - line.mark.low + 1} if positions == DENSE else {}),
+            **({"ids": _size(line)} if positions == DENSE else {}),
             "trades": sum(s.count for s in line.all),
             "absent": sum(part.size for part in missing),
             "quarantined": sum(part.rows for part in quarantined),
@@ -108,6 +109,12 @@ def issue(
         "raw_sha256": _root(segments, fills),
     }
     return document | {"sha256": hash_of(document)}
+
+
+def _size(line: Line) -> int:
+    """Positions that the line covers."""
+    assert line.mark is not None
+    return line.mark.high - line.mark.low + 1 + sum(part.size for part in line.islands)
 
 
 def _tile(segment: Segment) -> list[Any]:
@@ -232,12 +239,12 @@ def judge(found: Certificate) -> list[Finding]:
         return [Finding("certificate_edited", name, "its content is not that of its sha256")]
     tiles = [s.interval for s in found.line.segments]
     counts, missing = document["counts"], sum(part.size for part in absent(found.line))
-    low, high = document["range"]
-    span = high - low + 1
+    span = _size(found.line)
+    covered = [*document.get("islands", ()), document["range"]]
     wrong = [
         reason
         for reason, holds in (
-            ("its segments do not tile its range", merge(tiles) == [Interval(low, high)] and not overlapping(tiles)),
+            ("its segments do not tile its range", merge(tiles) == merge(covered) and not overlapping(tiles)),
             ("its raw_sha256 is not that of its segments", document["raw_sha256"]
              == _root(document["segments"], document["fills"])),
             ("its ids are not those of its range", counts.get("ids", span) == span),

@@ -84,7 +84,7 @@ def commit_segments(
             raise ValueError(f"{segment.stream}: the segment at {segment.first} does not follow {end}")
         end = segment.last
     outcome: Outcome = Superseded(base)
-    for group in _groups(segments):
+    for group in groups(segments):
         outcome = _commit_group(ledger, locks, lease, group, base, clock)
         if not isinstance(outcome, Committed):
             return outcome
@@ -92,7 +92,7 @@ def commit_segments(
     return outcome
 
 
-def _groups(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
+def groups(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
     """Segments in the transactions that hold them and their holes."""
     group: list[Segment] = []
     weight = 0
@@ -118,14 +118,14 @@ def _commit_group(
             outcome = _look(ledger, locks, lease, group, base)
             if outcome is not None:
                 return outcome
-            if "ConditionalCheckFailed" in _reasons(error):
+            if "ConditionalCheckFailed" in reasons(error):
                 raise CorruptState(
                     "the watermark and the lock are as planned, yet the commit is refused: a segment "
                     "stands beyond the watermark, or its fence is newer",
                     stream=group[0].stream,
                     span=(group[0].first, group[-1].last),
                 ) from error
-            if attempt == MAX_TRIES - 1 or not _passing(error):
+            if attempt == MAX_TRIES - 1 or not passing(error):
                 raise
             clock.sleep(0.1 * 2**attempt)
     raise AssertionError("unreachable")
@@ -141,7 +141,7 @@ def _look(ledger: Ledger, locks: Locks, lease: Lease, group: Sequence[Segment], 
         return Superseded(mark.high)
     if (mark.high if mark else None) != base:
         return Superseded(mark.high if mark else None)
-    return None if _holds(locks, lease) else Fenced()
+    return None if holds(locks, lease) else Fenced()
 
 
 def settle_hole(
@@ -164,37 +164,37 @@ def settle_hole(
                 return Committed(now.last, already=True)
             if there is None or there.revision != seen.revision:
                 return Superseded(now.last)
-            if not _holds(locks, lease):
+            if not holds(locks, lease):
                 return Fenced()
-            if "ConditionalCheckFailed" in _reasons(error):
+            if "ConditionalCheckFailed" in reasons(error):
                 raise CorruptState(
                     "the hole and the lock are as seen, yet the fill is refused: another stands there",
                     stream=now.stream,
                     span=(now.first, now.last),
                 ) from error
-            if attempt == MAX_TRIES - 1 or not _passing(error):
+            if attempt == MAX_TRIES - 1 or not passing(error):
                 raise
             clock.sleep(0.1 * 2**attempt)
     raise AssertionError("unreachable")
 
 
-def _holds(locks: Locks, lease: Lease) -> bool:
+def holds(locks: Locks, lease: Lease) -> bool:
     holder = locks.holder(lease.lock_id)
     return holder is not None and (holder.owner, holder.fence) == (lease.owner, lease.fence)
 
 
-def _passing(error: Exception) -> bool:
+def passing(error: Exception) -> bool:
     """Whether a transaction that changed nothing failed for a reason that goes away."""
     if isinstance(error, BotoCoreError):
         return True
     assert isinstance(error, ClientError)
-    codes = _reasons(error)
+    codes = reasons(error)
     if error.response["Error"]["Code"] != "TransactionCanceledException":
         return error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500 or "Throttl" in str(error)
     return not codes or codes <= set(PASSING)
 
 
-def _reasons(error: Exception) -> set[str]:
+def reasons(error: Exception) -> set[str]:
     """Why a transaction was cancelled: the codes of its actions."""
     reasons: Any = error.response.get("CancellationReasons", []) if isinstance(error, ClientError) else []
     return {r["Code"] for r in reasons if r.get("Code", "None") != "None"}

@@ -5,6 +5,7 @@ Locks, throttle and breaker are all the same step: change one item if it is as w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -16,6 +17,8 @@ from botocore.exceptions import ClientError
 from schemahub.errors import CorruptState
 
 Item = dict[str, Any]
+CONFLICT_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.4)
+"""A transaction that holds the item for a moment refuses the write, which has changed nothing then: asked again."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +40,33 @@ def update_if(
 ) -> Applied | Rejected:
     """UpdateItem of a boto3 ``Table`` under a condition; every other error goes to the caller."""
     named = {"ExpressionAttributeNames": dict(names)} if names else {}
-    try:
-        answer = table.update_item(
-            Key=key,
-            UpdateExpression=update,
-            ConditionExpression=condition,
-            ExpressionAttributeValues=values,
-            ReturnValues="ALL_NEW",
-            ReturnValuesOnConditionCheckFailure="ALL_OLD",
-            **named,
-        )
-    except ClientError as error:
-        if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
-            raise
-        return Rejected(_old_item(table, key, error))
-    return Applied(answer["Attributes"])
+    for pause_s in (*CONFLICT_PAUSES_S, None):
+        try:
+            answer = table.update_item(
+                Key=key,
+                UpdateExpression=update,
+                ConditionExpression=condition,
+                ExpressionAttributeValues=values,
+                ReturnValues="ALL_NEW",
+                ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                **named,
+            )
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code == "TransactionConflictException" and pause_s is not None:
+                time.sleep(pause_s)
+                continue
+            if code != "ConditionalCheckFailedException":
+                raise
+            return Rejected(_old_item(table, key, error))
+        return Applied(answer["Attributes"])
+    raise AssertionError("unreachable")
+
+
+def update(table: Any, key: Item, expression: str, values: Item, names: Mapping[str, str] | None = None) -> None:
+    """UpdateItem under no condition: for what is only said or counted, and proves nothing."""
+    named = {"ExpressionAttributeNames": dict(names)} if names else {}
+    table.update_item(Key=key, UpdateExpression=expression, ExpressionAttributeValues=values, **named)
 
 
 def _old_item(table: Any, key: Item, error: ClientError) -> Item:

@@ -29,6 +29,11 @@ S3_GB_MONTH = 0.023
 LOG_GB = 0.50
 GLUE_REQUEST = 1e-6
 ATHENA_TB = 5.0
+FARGATE_VCPU_HOUR = 0.03238
+"""Linux on ARM, on demand. Spot costs about a third of it, and is not counted on."""
+FARGATE_GB_HOUR = 0.00356
+FARGATE_START_S = 60.0
+"""Of each task, from pulling the image until it works; charged like the rest."""
 ATHENA_MINIMUM_BYTES = 10 * 10**6
 
 SMALL_GB = 0.5
@@ -44,6 +49,8 @@ TRANSFORM_ROWS_PER_SECOND = 500_000
 RAW_BYTES = 19.0
 """Compressed raw line (facts: 118 bytes of JSON at 16 %)."""
 PARQUET_BYTES = 12.0
+ECS_VCPU = 0.5
+"""Of one task (the template's default)."""
 LOG_BYTES = 4_000
 """Log lines of one invocation and the execution events it causes."""
 
@@ -66,6 +73,10 @@ class Work:
     batches: int | None = None
     queries: int = 0
     query_bytes: int = 0
+    tasks: int = 0
+    """ECS tasks that fetch instead of functions; theirs are the two sums below."""
+    ecs_vcpu_seconds: float = 0.0
+    ecs_gb_seconds: float = 0.0
 
     @property
     def transform_batches(self) -> int:
@@ -124,14 +135,22 @@ def _compute(work: Work) -> list[_Use]:
     batches, active = work.transform_batches, bool(work.chunks)
     # open, close and list once, publish once; acquire, plan, commit and release for each stream
     small = 3 + 4 * work.streams
-    fetch_s = min(MAX_FETCHERS, work.chunks) * work.seconds
+    # tasks fetch all of their chunks themselves
+    fetched = 0 if work.tasks else work.chunks
+    fetch_s = min(MAX_FETCHERS, fetched) * work.seconds
     transform_s = work.trades / TRANSFORM_ROWS_PER_SECOND + 3.0 * batches
     publish_s = 6.0 if active else 0.0
     gb_seconds = small * SMALL_SECONDS * SMALL_GB + fetch_s * FETCH_GB + (transform_s + publish_s) * TRANSFORM_GB
-    invocations = small + work.chunks + batches + active
-    # states entered: 9 of ingest itself, 5 of transform itself, 9 a stream with its start, 2 a chunk or batch
-    transitions = 9 + 5 + 9 * work.streams + 2 * work.chunks + 2 * batches
+    invocations = small + fetched + batches + active
+    # states entered: 9 of ingest itself, 5 of transform itself, 9 a stream with its start, 2 a chunk, task or batch
+    transitions = 9 + 5 + 9 * work.streams + 2 * (fetched + work.tasks) + 2 * batches
+    each = work.ecs_vcpu_seconds and work.ecs_gb_seconds / work.ecs_vcpu_seconds
+    started_s = work.tasks * FARGATE_START_S
+    vcpu_hours = (work.ecs_vcpu_seconds + started_s * ECS_VCPU) / 3600
+    gb_hours = (work.ecs_gb_seconds + started_s * ECS_VCPU * each) / 3600
     return [
+        *([("Fargate", "vCPU-hours (arm64)", vcpu_hours, FARGATE_VCPU_HOUR)] if work.tasks else []),
+        *([("Fargate", "GB-hours (arm64)", gb_hours, FARGATE_GB_HOUR)] if work.tasks else []),
         ("Lambda", "GB-seconds (arm64)", gb_seconds, LAMBDA_GB_SECOND),
         ("Lambda", "invocations", invocations, LAMBDA_REQUEST),
         ("Step Functions", "state transitions", transitions, TRANSITION),

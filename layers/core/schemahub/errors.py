@@ -9,6 +9,8 @@
     │   ├── BadStateInput         a payload of a state machine lacks or has too much
     │   ├── SchemaVersionMismatch a payload of another release: start a new execution
     │   ├── BadConfig             an environment variable or config/products.json is wrong
+    │   ├── NothingIngested       a backfill of a stream that has no watermark yet
+    │   ├── NoHistory             the exchange shows its newest trades only: nothing to fill back from
     │   ├── BadQuery              the SQL of a query is not accepted
     │   └── BadCertificate        not a coverage certificate of this release
     ├── ExchangeError             the exchange's answer is not usable
@@ -122,6 +124,14 @@ class SchemaVersionMismatch(BadInput):
 
 class BadConfig(BadInput):
     remedy = "Correct the parameter or config/products.json (`schemahub update-seed` writes it)."
+
+
+class NothingIngested(BadInput):
+    remedy = "Run `schemahub ingest` for the stream first: a backfill goes on below what that committed."
+
+
+class NoHistory(BadInput):
+    remedy = "Its history comes only from an archive, where the exchange publishes one."
 
 
 class BadQuery(BadInput):

@@ -113,7 +113,12 @@ class OpenRun(Step):
     input: IngestInput
 
 
+LockKind = Literal["ingest", "backfill"]
+"""Whose lock of a stream is meant: of what grows above its watermark, or of what is filled in below."""
+
+
 class LockStep(Step):
+    kind: LockKind = "ingest"
     action: Literal["acquire", "release"]
     execution: Execution
     run: Run
@@ -130,6 +135,7 @@ class PlanStep(Step):
 
 
 class FetchStep(Step):
+    kind: LockKind = "ingest"
     run: Run
     stream: StreamRef
     lock: LockRef
@@ -192,3 +198,68 @@ class PublishStep(Step):
     bucket: str
     batches_key: PlanKey
     mode: Mode = "append"
+
+
+class BackfillInput(Payload):
+    """Input of ``backfill``: which streams, which range of them (``backfill_plan.Wanted``), and by what means."""
+
+    schema_version: int = 1
+    exchanges: list[str] | None = Field(default=None, min_length=1, max_length=100)
+    products: list[str] | None = Field(default=None, min_length=1, max_length=10_000)
+    range: Any
+    route: Literal["auto", "lambda", "ecs"] = "auto"
+    preset: Literal["small", "medium", "large"] | None = None
+    workers: Annotated[int, Field(strict=True, ge=1, le=100)] | None = None
+    chunk_concurrency: Annotated[int, Field(strict=True, ge=1, le=100)] | None = None
+    """Both instead of the preset's."""
+    tasks: Annotated[int, Field(strict=True, ge=1, le=100)] | None = None
+    """Tasks of one stream at a time, at most."""
+    threshold_seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    """Work up to which functions do it; the deployment's by default."""
+    archives: bool = True
+    """Whether files of the exchange's archive are taken before it is asked."""
+
+
+class OpenBackfill(Step):
+    execution: Execution
+    input: BackfillInput
+
+
+class PlanBackfill(Step):
+    kind: LockKind = "backfill"
+    execution: Execution
+    run: Run
+    stream: StreamRef
+    lock: LockRef
+    request: BackfillInput
+    source: Literal["auto", "rest"] = "auto"
+    """``auto`` takes archive files where there are any; ``rest`` asks the exchange for all that is missing."""
+
+
+class BackfillPlanRef(BaseModel):
+    """What ``PlanBackfill`` answered, as far as ``CommitBackfill`` reads it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    status: str
+    chunks_key: Annotated[
+        str,
+        Field(
+            pattern=r"^schemahub/plans/[A-Za-z0-9_-]{1,80}/backfill/[a-z0-9_]{1,32}/[A-Z0-9-]{1,41}/[0-9]{6,12}/chunks\.jsonl$"
+        ),
+    ]
+    within: ChunkRef
+
+
+class CommitBackfill(Step):
+    kind: LockKind = "backfill"
+    execution: Execution
+    run: Run
+    stream: StreamRef
+    lock: LockRef
+    plan: BackfillPlanRef
+    final: bool
+
+
+class CloseBackfill(Step):
+    execution: Execution
+    run: Run

@@ -26,7 +26,7 @@ from schemahub.errors import (
 )
 from schemahub.fetch import Fetched
 from schemahub.holes import YOUNG_S
-from schemahub.ledger import Watermark
+from schemahub.ledger import RunKind, Watermark
 from schemahub.locks import Lease, Renewer
 from schemahub.mappings import NS, exchanges, load_mapping
 from schemahub.pacing import PacedExchange
@@ -122,26 +122,36 @@ def read_seed(deps: Deps) -> list[Stream]:
 def lock_step(event: events.LockStep, deps: Deps) -> dict[str, Any]:
     """Acquire or release a stream's lock. A busy lock is an answer, not an error: the run skips the stream."""
     stream = event.stream.value()
+    kind: RunKind = "run" if event.kind == "ingest" else "backfill"
     if event.action == "acquire":
         try:
-            lease = deps.locks.acquire(stream.lock_id, event.execution.Id, event.run.arn, event.execution.RedriveCount)
+            lease = deps.locks.acquire(
+                lock_id_of(event), event.execution.Id, event.run.arn, event.execution.RedriveCount
+            )
         except LockBusy:
-            deps.ledger.finish_run(stream, event.run.arn, "busy", deps.clock.now_ms())
+            deps.ledger.finish_run(stream, event.run.arn, "busy", deps.clock.now_ms(), kind)
             return {"status": "busy"}
         return {"status": "held", "owner": lease.owner, "fence": lease.fence, "attempt": lease.attempt}
-    deps.ledger.finish_run(stream, event.run.arn, event.outcome, deps.clock.now_ms())
+    deps.ledger.finish_run(stream, event.run.arn, event.outcome, deps.clock.now_ms(), kind)
     if event.lock is not None:
-        deps.locks.release(_lease(event), event.execution.RedriveCount)
+        deps.locks.release(lease_of(event), event.execution.RedriveCount)
     return {"status": "released"}
 
 
-def _lease(event: Any) -> Lease:
-    return Lease(event.stream.value().lock_id, event.lock.owner, event.run.arn, event.lock.attempt, event.lock.fence)
+def lock_id_of(event: Any) -> str:
+    """The lock that a step works under: what is above a stream's watermark has another than what is below."""
+    stream = event.stream.value()
+    return str(stream.backfill_lock_id if getattr(event, "kind", "ingest") == "backfill" else stream.lock_id)
+
+
+def lease_of(event: Any) -> Lease:
+    """The lease that the step's payload names."""
+    return Lease(lock_id_of(event), event.lock.owner, event.run.arn, event.lock.attempt, event.lock.fence)
 
 
 def _ensure(event: Any, deps: Deps) -> Lease:
     """The stream's lease, renewed; taken again with a new fence when it ran out and nobody else holds it."""
-    lease, _ = deps.locks.ensure(_lease(event), event.execution.RedriveCount)
+    lease, _ = deps.locks.ensure(lease_of(event), event.execution.RedriveCount)
     _keep_process_lock(event, deps)
     return lease
 
@@ -224,7 +234,7 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
     if raw.find(deps.objects, stream, chunk) is not None:
         return {"status": "there"}
     # Fetching is not guarded: raw objects are the same whoever writes them. A lost lease only ends wasted work.
-    leases = (_lease(event), _process_lease(event))
+    leases = (lease_of(event), _process_lease(event))
     renewers = [Renewer(deps.locks.keep, lease, deps.clock) for lease in leases if lease]
 
     def tick() -> None:
@@ -288,9 +298,9 @@ def commit_step(event: events.CommitStep, deps: Deps) -> dict[str, Any]:
         return {"status": "covered", "committed": 0, "remaining": 0}
     if todo[0].first != base + 1:
         return {"status": "superseded", "committed": 0, "remaining": 0}
-    finished = _finished(deps, stream, [*(c for c in chunks if c.known and c.last == base), *todo])
-    prefix = continuous_prefix(base, todo, set(finished))
-    objects, newest = [finished[c] for c in prefix], seams.newest_before(chunks, todo, finished)
+    done = finished(deps, stream, [*(c for c in chunks if c.known and c.last == base), *todo])
+    prefix = continuous_prefix(base, todo, set(done))
+    objects, newest = [done[c] for c in prefix], seams.newest_before(chunks, todo, done)
     torn = seams.torn(objects, newest)
     if late := seams.came_late(objects, newest):
         deps.call_attention(f"a trade came late: at {late}, behind the newest committed one at {newest}", stream)
@@ -298,7 +308,7 @@ def commit_step(event: events.CommitStep, deps: Deps) -> dict[str, Any]:
         prefix = [c for c in prefix if c.last < torn.first]
     if prefix:
         now = deps.clock.now_ms()
-        segments = [segment_of(stream, finished[c], event.run.id, "rest", now) for c in prefix]
+        segments = [segment_of(stream, done[c], event.run.id, "rest", now) for c in prefix]
         outcome = commit.commit_segments(
             deps.ledger, deps.locks, lease, segments, mark.high if mark else None, deps.clock
         )
@@ -315,7 +325,7 @@ def commit_step(event: events.CommitStep, deps: Deps) -> dict[str, Any]:
             span=(torn.first, torn.last),
             remedy="What lies before is committed. Move both away, unless committed (old versions stay); start anew.",
         )
-    missing = [c for c in todo if c not in finished]
+    missing = [c for c in todo if c not in done]
     if not missing:
         return {"status": "covered", "committed": len(prefix), "remaining": 0}
     return _remaining(event, deps, stream, prefix, missing)
@@ -352,7 +362,7 @@ def _planned(deps: Deps, key: str) -> list[Chunk]:
     return chunks
 
 
-def _finished(deps: Deps, stream: Stream, chunks: list[Chunk]) -> dict[Chunk, Any]:
+def finished(deps: Deps, stream: Stream, chunks: list[Chunk]) -> dict[Chunk, Any]:
     """The durable raw objects of chunks, looked up side by side."""
     with ThreadPoolExecutor(HEAD_THREADS) as pool:
         found = pool.map(lambda c: raw.find(deps.objects, stream, c), chunks)

@@ -1,8 +1,9 @@
 """The one door to ``StreamsTable``: watermarks, segments, and what is still to be published.
 
-An item of ``StreamsTable`` is (``stream``, ``item``): ``watermark``, ``segment#{first:020d}``, ``hole#{first:020d}`` or
-``last_run``. The sparse index ``pending`` holds the segments that no snapshot of the table names yet. What fills a hole
-later is a segment of the stream's line ``…#fills``, which has no watermark.
+An item of ``StreamsTable`` is (``stream``, ``item``): ``watermark``, ``segment#{first:020d}``, ``hole#{first:020d}``,
+``islands`` (how often segments were committed below the watermark), ``last_run`` or ``last_backfill``. The sparse index
+``pending`` holds the segments that no snapshot of the table names yet. What fills a hole later is a segment of the
+stream's line ``…#fills``, which has no watermark.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from boto3.dynamodb.conditions import Key
 from boto3.dynamodb.types import TypeSerializer
@@ -23,6 +24,8 @@ from schemahub.locks import Lease, Locks
 from schemahub.streams import ABSENT_CLASSES, TRADES, Absent, Interval, Segment, Stream
 
 PENDING_INDEX = "pending"
+RunKind = Literal["run", "backfill"]
+"""A backfill notes its end beside that of the last ingest, which asks for its own."""
 MAX_ITEMS_PER_TRANSACTION = 90
 """Segments and holes together. TransactWriteItems takes 100 actions; two are the lock's check and the watermark."""
 
@@ -58,17 +61,25 @@ class Ledger:
             raise CorruptState(f"the watermark runs from {mark.low} to {mark.high}", stream=stream)
         return mark
 
-    def segments(self, stream: Stream, first: int = 0) -> Iterator[Segment]:
-        """Committed segments by ``first``, beginning with position ``first``."""
-        condition = Key("stream").eq(str(stream)) & Key("item").between(_segment_item(first), "segment#~")
+    def segments(self, stream: Stream, first: int = 0, last: int | None = None) -> Iterator[Segment]:
+        """Committed segments by position: those that begin in ``first``..``last`` (or anywhere above)."""
+        end = "segment#~" if last is None else _segment_item(last)
+        condition = Key("stream").eq(str(stream)) & Key("item").between(_segment_item(first), end)
         for item in self._query(KeyConditionExpression=condition, ConsistentRead=True):
             yield _segment(item)
 
-    def newest_segments(self, stream: Stream) -> Iterator[Segment]:
-        """Committed segments, the newest first."""
-        condition = Key("stream").eq(str(stream)) & Key("item").between("segment#", "segment#~")
+    def newest_segments(self, stream: Stream, last: int | None = None) -> Iterator[Segment]:
+        """Committed segments, the newest first; only those that begin at ``last`` or below."""
+        end = "segment#~" if last is None else _segment_item(last)
+        condition = Key("stream").eq(str(stream)) & Key("item").between("segment#", end)
         for item in self._query(KeyConditionExpression=condition, ConsistentRead=True, ScanIndexForward=False):
             yield _segment(item)
+
+    def lowest(self, stream: Stream) -> int | None:
+        """The first committed position; below the watermark where a backfill has left islands. One small read."""
+        condition = Key("stream").eq(str(stream)) & Key("item").between("segment#", "segment#~")
+        page = self.table.query(KeyConditionExpression=condition, ConsistentRead=True, Limit=1)
+        return next((_segment(item).first for item in page["Items"]), None)
 
     def segment(self, stream: Stream, first: int) -> Segment | None:
         item = self._get(stream, _segment_item(first))
@@ -112,6 +123,55 @@ class Ledger:
         items = [*map(_item, segments), *map(_hole_item, committed_holes(segments))]
         puts = [self._action("Put", Item=item) for item in items]
         self.client.transact_write_items(TransactItems=[locks.condition_check(lease), move, *puts])
+
+    def islands(self, stream: Stream) -> int:
+        """How often segments were committed below the watermark: each such commit is made from the number it saw."""
+        item = self._get(stream, "islands")
+        if item is None:
+            return 0
+        try:
+            return _integer(item["revision"])
+        except (KeyError, TypeError) as error:
+            raise CorruptState(f"the islands item is not readable: {error!r}", stream=stream) from error
+
+    def commit_below(self, locks: Locks, lease: Lease, segments: Sequence[Segment], seen: int) -> None:
+        """Put ``segments``, all below ``low``, all or nothing, while the lease holds and ``islands`` is as ``seen``.
+
+        Raises:
+            ClientError: TransactionCanceledException; ``commit_below.commit_islands`` finds out what it means.
+        """
+        stream = segments[0].stream
+        below = self._action(
+            "ConditionCheck",
+            Key={"stream": str(stream), "item": "watermark"},
+            ConditionExpression="low > :last",
+            values={":last": max(s.last for s in segments)},
+        )
+        count = self._action(
+            "Update",
+            Key={"stream": str(stream), "item": "islands"},
+            UpdateExpression="SET revision = :next",
+            ConditionExpression="revision = :seen" if seen else "attribute_not_exists(revision)",
+            values={":next": seen + 1} | ({":seen": seen} if seen else {}),
+        )
+        items = [*map(_item, segments), *map(_hole_item, committed_holes(segments))]
+        puts = [self._action("Put", Item=item) for item in items]
+        self.client.transact_write_items(TransactItems=[locks.condition_check(lease), below, count, *puts])
+
+    def lower(self, locks: Locks, lease: Lease, stream: Stream, base: int, low: int) -> None:
+        """Move ``low`` from ``base`` to ``low`` while the lease holds; segments must hold all in between.
+
+        Raises:
+            ClientError: TransactionCanceledException; ``commit_below.lower`` finds out what it means.
+        """
+        move = self._action(
+            "Update",
+            Key={"stream": str(stream), "item": "watermark"},
+            UpdateExpression="SET low = :new",
+            ConditionExpression="low = :base AND low > :new",
+            values={":new": low, ":base": base},
+        )
+        self.client.transact_write_items(TransactItems=[locks.condition_check(lease), move])
 
     def holes(self, stream: Stream) -> Iterator[Hole]:
         """The holes of a stream as they are known by now, by position."""
@@ -210,14 +270,14 @@ class Ledger:
                     span=segment.interval,
                 )
 
-    def finish_run(self, stream: Stream, run: str, outcome: str, now_ms: int) -> None:
+    def finish_run(self, stream: Stream, run: str, outcome: str, now_ms: int, kind: RunKind = "run") -> None:
         """Record that ``run`` came to the end of the stream's work, so that the run can tell who failed."""
         self.table.put_item(
-            Item={"stream": str(stream), "item": "last_run", "run": run, "outcome": outcome, "finished_at": now_ms}
+            Item={"stream": str(stream), "item": f"last_{kind}", "run": run, "outcome": outcome, "finished_at": now_ms}
         )
 
-    def last_run(self, stream: Stream) -> dict[str, Any] | None:
-        return self._get(stream, "last_run")
+    def last_run(self, stream: Stream, kind: RunKind = "run") -> dict[str, Any] | None:
+        return self._get(stream, f"last_{kind}")
 
     def _put_new(self, item: dict[str, Any]) -> None:
         try:

@@ -154,6 +154,36 @@ class Locks:
             names,
         )
 
+    def advance(self, lease: Lease) -> Lease:
+        """The owner's own next fence: whoever still works under an older one (a task of an earlier plan) is a zombie.
+
+        A lost answer wastes a number, and no two calls ever get the same.
+
+        Raises:
+            LockLost: another owner, or another attempt, holds it.
+        """
+        outcome = update_if(
+            self._table,
+            {"lock_id": lease.lock_id},
+            "SET #fence = #fence + :one, #until = :until",
+            f"{_SOUND} AND #owner = :me AND #attempt = :attempt",
+            {
+                ":me": lease.owner,
+                ":attempt": lease.attempt,
+                ":one": 1,
+                ":until": self.clock.now_ms() + self._lease_ms,
+                ":number": "N",
+            },
+            {**_NAMES, "#attempt": "attempt"},
+        )
+        if not isinstance(outcome, Applied):
+            holder = _check(outcome.item, lease.lock_id)
+            raise LockLost(
+                f"{holder.owner} holds fence {holder.fence}" if holder else "the lock was released",
+                stream=lease.lock_id,
+            )
+        return replace(lease, fence=whole(outcome.item, "fence"))
+
     def ensure(self, lease: Lease, attempt: int | None = None) -> tuple[Lease, bool]:
         """Begin a guarded step: renew, or take the lost lock again under a new fence.
 

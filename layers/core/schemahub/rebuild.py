@@ -57,13 +57,31 @@ class State:
     unreadable: bool
     """There is a mirror, and it is not one."""
     published: tuple[Interval, ...]
+    joined: tuple[Interval, ...] = ()
+    """Ranges without a segment that raw objects tile, where no watermark is left to say whether they were committed."""
+
+    @property
+    def _spans(self) -> list[Interval]:
+        return merge([*self.published, *self.joined, *(s.interval for s in self.segments)])
 
     @property
     def proved(self) -> Interval | None:
-        """Everything that anything says was committed."""
-        spans = [(m.low, m.high) for m in (self.mark, self.mirrored) if m]
-        spans += [*self.published, *(s.interval for s in self.segments)]
-        return Interval(min(s[0] for s in spans), max(s[1] for s in spans)) if spans else None
+        """The run ``[low, high]`` that anything says was committed.
+
+        Below the lowest known ``low`` lie islands. Where no watermark is left, the run begins with what hangs together
+        at its upper end; what is below comes back as islands, and the next backfill fetches what lies between.
+        """
+        marks = [Interval(m.low, m.high) for m in (self.mark, self.mirrored) if m]
+        spans = self._spans
+        if not marks and not spans:
+            return None
+        high = max(i.last for i in [*marks, *spans])
+        return Interval(min(i.first for i in marks) if marks else spans[-1].first, high)
+
+    @property
+    def islands(self) -> list[Interval]:
+        """Ranges below the run that the table or the ledger says were committed."""
+        return minus(self._spans, [self.proved]) if self.proved else []
 
 
 def notes_of(state: State) -> list[str]:
@@ -78,7 +96,7 @@ def notes_of(state: State) -> list[str]:
         said.append(
             f"the mirror is older: it says {mirrored.low}..{mirrored.high}, committed is {proved.first}..{proved.last}"
         )
-    missing = sum(part.size for part in minus([proved], [s.interval for s in state.segments]))
+    missing = sum(part.size for part in minus([proved, *state.islands], [s.interval for s in state.segments]))
     if mark is None and not state.segments:
         said.append("the table has lost the stream")
     elif mark is None:
@@ -156,6 +174,8 @@ def rebuild(deps: Deps, stream: Stream, dry_run: bool = False, remains: Remains 
     """
     remains = remains or Remains()
     state = read_state(deps, stream, remains)
+    if not (state.mark or state.mirrored):
+        state = _join(deps, state)
     proved, notes = state.proved, notes_of(state)
     if proved is None:
         return Rebuilt(stream, 0, -1, 0, notes=tuple(notes)) if notes else None
@@ -176,6 +196,18 @@ def rebuild(deps: Deps, stream: Stream, dry_run: bool = False, remains: Remains 
     return Rebuilt(stream, proved.first, proved.last, len(segments), len(fills), len(holes), moved, tuple(notes))
 
 
+def _join(deps: Deps, state: State) -> State:
+    """The state with its islands joined to the run, from above, as long as raw objects tile what lies between."""
+    tiles = _tiles(deps, state.stream) if state.islands else []
+    for island in reversed(state.islands):
+        assert state.proved is not None
+        between = Interval(island.last + 1, state.proved.first - 1)
+        if tiling(tiles, *between) is None:
+            break
+        state = replace(state, joined=(*state.joined, between))
+    return state
+
+
 def _fence(deps: Deps, state: State) -> int:
     """The fence of the last commit, unless the lock was lost too: then no new holder would reach it."""
     known = max((m.fence for m in (state.mark, state.mirrored) if m), default=0)
@@ -185,7 +217,7 @@ def _fence(deps: Deps, state: State) -> int:
 def _segments(deps: Deps, state: State, proved: Interval, remains: Remains) -> list[Segment]:
     """The segments that are missing, from manifests and otherwise from the raw objects."""
     stream, found = state.stream, list[Segment]()
-    spans = minus([proved], [s.interval for s in state.segments])
+    spans = minus([proved, *state.islands], [s.interval for s in state.segments])
     recorded = remains.segments.get(stream, {})
     for span in spans:
         found += [s for first, s in recorded.items() if span.first <= first and s.last <= span.last]

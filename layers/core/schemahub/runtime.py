@@ -54,6 +54,14 @@ class Settings:
     chunk_pages: int = 10
     products: tuple[str, ...] = ()
     endpoints: Mapping[str, str] = field(default_factory=dict)
+    backfill_ecs: bool = False
+    """Whether there is a network for ECS tasks; without one every backfill runs by Lambda."""
+    backfill_threshold_seconds: float = 600.0
+    backfill_workers: int = 3
+    backfill_chunk_concurrency: int = 5
+    backfill_tasks: int = 4
+    backfill_vcpu: float = 0.5
+    backfill_memory_gb: float = 1.0
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -95,6 +103,13 @@ class Settings:
             chunk_pages=whole("CHUNK_PAGES", 1, MAX_CHUNK_PAGES, "10"),
             products=tuple(p.strip() for p in env.get("SCHEMAHUB_PRODUCTS", "").split(",") if p.strip()),
             endpoints=_endpoints(env.get("SCHEMAHUB_ENDPOINTS", "")),
+            backfill_ecs=env.get("SCHEMAHUB_BACKFILL_ECS") == "true",
+            backfill_threshold_seconds=number("BACKFILL_THRESHOLD_SECONDS", 0, 1e9, "600"),
+            backfill_workers=whole("BACKFILL_WORKERS", 1, 100, "3"),
+            backfill_chunk_concurrency=whole("BACKFILL_CHUNK_CONCURRENCY", 1, 100, "5"),
+            backfill_tasks=whole("BACKFILL_TASKS", 1, 100, "4"),
+            backfill_vcpu=number("BACKFILL_VCPU", 0.25, 16, "0.5"),
+            backfill_memory_gb=number("BACKFILL_MEMORY_GB", 0.5, 120, "1"),
         )
 
 

@@ -94,6 +94,11 @@ class Stream:
         return f"stream#{self}"
 
     @property
+    def backfill_lock_id(self) -> str:
+        """The lock of what is committed below the watermark."""
+        return f"backfill#{self}"
+
+    @property
     def raw_prefix(self) -> str:
         return f"{PREFIX}raw_{self.exchange}_{self.dataset}/{self.product}/"
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from schemahub import mirror
+from schemahub import coverage, mirror
 from schemahub.errors import CorruptState
 from schemahub.holes import Hole, absent_now
 from schemahub.ledger import Watermark
@@ -112,6 +112,16 @@ class Line:
         return self.segments + self.fills
 
     @property
+    def islands(self) -> list[Interval]:
+        """Committed ranges below the watermark, to which it has not fallen yet."""
+        return coverage.islands(self.segments, self.mark.low) if self.mark else []
+
+    @property
+    def unfetched(self) -> list[Interval]:
+        """What lies between the islands and the watermark: nobody has asked for it, so nothing is missing there."""
+        return coverage.between(self.segments, self.mark.low) if self.mark else []
+
+    @property
     def counted(self) -> bool:
         """Whether each position is a trade or named absent; otherwise ``ranges`` verifies the rows."""
         return all(s.counted for s in self.all)
@@ -129,7 +139,7 @@ class Aside(NamedTuple):
 
 
 def judge_line(line: Line) -> list[Finding]:
-    """Whether the segments tile the watermark, and each segment, fill and hole is possible."""
+    """Whether the segments tile the watermark or are islands below it, and each segment, fill and hole is possible."""
     name, found = str(line.stream), []
     spans = [s.interval for s in line.segments]
     if line.mark is None:
@@ -140,7 +150,7 @@ def judge_line(line: Line) -> list[Finding]:
         for gap in minus([(low, high)], spans):
             found.append(Finding("segment_missing", name, "no segment holds these positions", gap))
         for segment in line.segments:
-            if segment.first < low or segment.last > high:
+            if segment.last > high or segment.first < low <= segment.last:
                 message = f"the segment reaches beyond the watermark {low}..{high}"
                 found.append(Finding("segment_beyond", name, message, segment.interval))
     for before, behind in overlapping(spans):

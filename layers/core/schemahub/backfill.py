@@ -1,0 +1,353 @@
+"""The steps of the ``backfill`` state machine: history below the watermark, resumable at every line.
+
+What is missing is asked of the ledger each time. A plan takes a new fence first, so that whatever an earlier plan's
+tasks still do is refused: what it found missing stays missing until its own tasks commit it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from schemahub import coverage, events, ingest, mirror, plan, seek
+from schemahub.answers import Row
+from schemahub.backfill_notes import count, counted, stopped, want, wanted
+from schemahub.backfill_plan import (
+    MAX_PLAN,
+    PRESETS,
+    Estimate,
+    Means,
+    Route,
+    TaskSpec,
+    Wanted,
+    estimate,
+    estimate_files,
+    number_of_tasks,
+    pages_per_second,
+    split,
+)
+from schemahub.backfill_report import report
+from schemahub.commit import Fenced, segment_of
+from schemahub.commit_below import commit_islands, lower
+from schemahub.errors import BadConfig, BadStateInput, IncompleteChunks, LockLost
+from schemahub.locks import Lease, Renewer
+from schemahub.mappings import load_mapping
+from schemahub.paging import Expected, Linked, paging_of
+from schemahub.plan_linked import last_of
+from schemahub.runtime import MAX_CHUNK_PAGES, Deps
+from schemahub.streams import PREFIX, Chunk, Interval, Stream
+
+__all__ = [
+    "close_backfill", "commit_backfill", "count", "counted", "open_backfill", "plan_backfill", "stopped", "want",
+    "wanted",
+]  # fmt: skip
+
+ArchiveFiles = Callable[[Deps, Stream, Sequence[Interval]], Sequence[tuple[dict[str, Any], Interval]]]
+"""Files of an exchange's archive that hold what is missing, each with the range that may be committed from it."""
+CHUNK_ROWS = 10_000
+"""Rows of a chunk at least: an exchange with small pages would otherwise leave a swarm of small objects."""
+MAX_SAMPLES = 16
+COMMIT_AT_ONCE = 900
+
+
+def no_archives(deps: Deps, stream: Stream, parts: Sequence[Interval]) -> Sequence[tuple[dict[str, Any], Interval]]:
+    return ()
+
+
+def open_backfill(event: events.OpenBackfill, deps: Deps) -> dict[str, Any]:
+    """Check what is asked for and write the list of streams."""
+    request = event.input
+    Wanted.parse(request.range)
+    if request.route == "ecs" and not deps.settings.backfill_ecs:
+        raise BadConfig(
+            "a backfill by ECS is asked for, and there is no network for its tasks",
+            remedy="Set the parameter BackfillSubnets, or leave the route to the plan.",
+        )
+    chosen = events.IngestInput(exchanges=request.exchanges, products=request.products)
+    groups = itertools.groupby(ingest.select_streams(deps, chosen), key=lambda s: s.exchange)
+    # Round robin over the exchanges, as in an ingest: the limits of all of them are used from the beginning.
+    mixed = [s for group in itertools.zip_longest(*(list(g) for _, g in groups)) for s in group if s is not None]
+    run = {"id": event.execution.name, "arn": event.execution.Id, "fences": {}, "opened_at": deps.clock.now_ms()}
+    key = f"{PREFIX}plans/{run['id']}/streams.jsonl"
+    deps.objects.put(key, "".join(json.dumps(s.to_json()) + "\n" for s in mixed).encode())
+    return {
+        "schema_version": 1,
+        "run": run,
+        "bucket": deps.settings.bucket,
+        "streams_key": key,
+        "streams": len(mixed),
+        "status": "open",
+    }
+
+
+def folder(run_id: str, stream: Stream) -> str:
+    """Where a run keeps what it planned for a stream."""
+    return f"{PREFIX}plans/{run_id}/backfill/{stream.exchange}/{stream.product}/"
+
+
+def means_of(deps: Deps, stream: Stream, request: events.BackfillInput) -> Means:
+    """What this deployment gives the stream's backfill."""
+    settings = deps.settings
+    workers, concurrency = settings.backfill_workers, settings.backfill_chunk_concurrency
+    if request.preset:
+        workers, concurrency = PRESETS[request.preset]
+    threshold = request.threshold_seconds
+    return Means(
+        pages_per_second(load_mapping(stream.exchange), settings.limit_share),
+        settings.backfill_threshold_seconds if threshold is None else threshold,
+        settings.backfill_ecs,
+        request.workers or workers,
+        request.chunk_concurrency or concurrency,
+        request.tasks or settings.backfill_tasks,
+        settings.backfill_vcpu,
+        settings.backfill_memory_gb,
+    )
+
+
+def plan_backfill(event: events.PlanBackfill, deps: Deps, archive_files: ArchiveFiles = no_archives) -> dict[str, Any]:
+    """Find what is missing of the wanted range, choose the way and write chunks and tasks.
+
+    Raises:
+        NothingIngested: the stream has no watermark. NoHistory: the exchange shows its newest trades only.
+        BadStateInput: more chunks than one plan takes.
+        LockLost: another owner, or a newer attempt, holds the backfill's lock.
+    """
+    stream, request = event.stream.value(), event.request
+    lease, _ = deps.locks.ensure(ingest.lease_of(event), event.execution.RedriveCount)
+    if status := stopped(deps, event.run.id):
+        return {"status": status, "chunks": 0, "tasks": 0}
+    coverage.watermark(deps.ledger, stream)
+    lease = deps.locks.advance(lease)
+    home = folder(event.run.id, stream)
+    within = _within(deps, stream, Wanted.parse(request.range), f"{home}range.json")
+    parts = coverage.missing(deps.ledger, stream, within) if within else []
+    if not parts or not within:
+        _settle(deps, lease, stream)
+        return {"status": "covered", "chunks": 0, "tasks": 0}
+    wanted_files = archive_files if event.source == "auto" else no_archives
+    chunks, files, guess = foresee(deps, stream, request, parts, wanted_files)
+    means = means_of(deps, stream, request)
+    deps.objects.put_new(f"{home}planned.json", json.dumps(guess.to_json() | {"files": len(files)}).encode())
+    specs = _specs(event, lease, within, means, guess, chunks, files)
+    here = f"{home}{lease.fence:06d}/"
+    deps.objects.put(f"{here}chunks.jsonl", plan.to_jsonl(chunks))
+    keys = [f"{here}tasks/{number:04d}.json" for number in range(len(specs))]
+    for key, spec in zip(keys, specs, strict=True):
+        deps.objects.put(key, json.dumps(spec.to_json()).encode())
+    listed = [json.dumps({"number": number, "task_key": key}) + "\n" for number, key in enumerate(keys)]
+    deps.objects.put(f"{here}tasks.jsonl", "".join(listed).encode())
+    return {
+        "status": "planned",
+        "route": guess.route,
+        "source": "archive" if files else "rest",
+        "bucket": deps.settings.bucket,
+        "chunks": len(chunks),
+        "chunks_key": f"{here}chunks.jsonl",
+        "tasks": len(specs),
+        "tasks_key": f"{here}tasks.jsonl",
+        "tasks_at_a_time": max(1, guess.tasks),
+        "within": {"first": within.first, "last": within.last},
+    }
+
+
+def foresee(
+    deps: Deps,
+    stream: Stream,
+    request: events.BackfillInput,
+    parts: Sequence[Interval],
+    archive_files: ArchiveFiles = no_archives,
+) -> tuple[list[Chunk], Sequence[tuple[dict[str, Any], Interval]], Estimate]:
+    """Chunks or files of the missing ranges, and what they take. May ask the exchange, writes nothing."""
+    # A file is more than a function has time and room for.
+    by_files = request.archives and deps.settings.backfill_ecs and request.route != "lambda"
+    means, files = means_of(deps, stream, request), archive_files(deps, stream, parts) if by_files else ()
+    if files:
+        counted = paging_of(load_mapping(stream.exchange)).counted
+        return [], files, estimate_files(sum(p.size for p in parts) if counted else 0, len(files), means)
+    chunks, expected = cut_missing(deps, stream, parts)
+    forced: Route | None = None if request.route == "auto" else request.route
+    return chunks, files, estimate(expected, len(chunks), means, forced)
+
+
+def _within(deps: Deps, stream: Stream, asked: Wanted, key: str) -> Interval | None:
+    """The positions that a run means, found once: its later plans mean the same. None: nothing below the watermark."""
+    body = deps.objects.get(key)
+    if body is None:
+        found = resolve(deps, stream, asked)
+        deps.objects.put_new(key, json.dumps(found).encode())
+        body = deps.objects.get(key)
+    value = json.loads(body or b"null")
+    return Interval(*value) if value else None
+
+
+def resolve(deps: Deps, stream: Stream, asked: Wanted) -> Interval | None:
+    """The positions of what is wanted that lie below the watermark and in the exchange's history.
+
+    Asks the exchange, writes nothing. None where there are none.
+    """
+    low = coverage.watermark(deps.ledger, stream).low
+    if not low:
+        return None
+    whole = Interval(0, low - 1)
+    first, last = asked.ids or whole
+    if asked.since_us is not None:
+        first = seek.position_at(deps, stream, asked.since_us, whole)
+    if asked.until_us is not None:
+        last = seek.position_at(deps, stream, asked.until_us, whole) - 1
+    paging = paging_of(load_mapping(stream.exchange))
+    if isinstance(paging, Linked):
+        first, last = first // paging.step * paging.step, last_of(last, paging.step)
+    last = min(last, low - 1)
+    if first <= last:
+        first = seek.beginning(deps, stream, Interval(first, last))
+    return Interval(first, last) if first <= last else None
+
+
+def cut_missing(deps: Deps, stream: Stream, parts: Sequence[Interval]) -> tuple[list[Chunk], Expected]:
+    """The chunks of the missing ranges, ascending, and what they take and bring. Samples the pace of sparse history.
+
+    Raises:
+        BadStateInput: more chunks than one plan takes.
+    """
+    mapping = seek.check_history(stream)
+    paging, page_size = paging_of(mapping), mapping.requests.page_size
+    pages = min(MAX_CHUNK_PAGES, max(deps.settings.chunk_pages, -(-CHUNK_ROWS // page_size)))
+    chunks: list[Chunk] = []
+    trades = requests = 0
+    ask = seek.asker(deps, stream)
+    portions = [p for part in parts for p in _portions(part, paging, len(parts))]
+    every, rows = -(-len(portions) // MAX_SAMPLES), list[Row]()
+    for number, portion in enumerate(portions):
+        if not paging.counted and number % every == 0:
+            sampled = ask(portion.last if mapping.requests.page.descending else portion.first)
+            rows = list(sampled) if len(sampled) > 1 else rows
+        size = paging.chunk_size(rows, pages) if paging.counted or rows else portion.size
+        cut = plan.cut(*portion, size, limit=MAX_PLAN + 1 - len(chunks))
+        chunks += cut
+        brings = paging.expected(rows, cut) if paging.counted or rows else Expected(0, len(cut))
+        trades, requests = trades + brings.trades, requests + brings.requests
+        if len(chunks) > MAX_PLAN:
+            raise BadStateInput(
+                f"more than {MAX_PLAN:,} chunks are missing",
+                stream=stream,
+                span=(parts[0].first, parts[-1].last),
+                remedy="Fill it back in several runs, each of a part of the range.",
+            )
+    return chunks, Expected(trades, requests)
+
+
+def _portions(part: Interval, paging: Any, parts: int) -> list[Interval]:
+    """A missing range in pieces whose pace is sampled apart: years of history have very different ones."""
+    if paging.counted:
+        return [part]
+    size = -(-part.size // max(1, MAX_SAMPLES // parts // 2))
+    size = max(1, -(-size // paging.step)) * paging.step
+    return [Interval(at, min(at + size - 1, part.last)) for at in range(part.first, part.last + 1, size)]
+
+
+def _specs(
+    event: events.PlanBackfill, lease: Lease, within: Interval, means: Means, guess: Estimate,
+    chunks: Sequence[Chunk], files: Sequence[tuple[dict[str, Any], Interval]],
+) -> list[TaskSpec]:  # fmt: skip
+    stream = event.stream.value()
+    both = (means.workers, means.chunk_concurrency)
+    if files:
+        return [TaskSpec(event.run.id, stream, lease, "archive", part, *both, file=file) for file, part in files]
+    if guess.route == "lambda":
+        return []
+    lists = split(chunks, number_of_tasks(len(chunks), guess.seconds, guess.tasks))
+    return [TaskSpec(event.run.id, stream, lease, "rest", within, *both, tuple(listed)) for listed in lists]
+
+
+def _settle(deps: Deps, lease: Lease, stream: Stream) -> int:
+    """Lower the watermark over what is committed below it, and the mirror with it."""
+    low = lower(deps.ledger, deps.locks, lease, stream, deps.clock)
+    mirror.heal_quietly(deps.objects, deps.ledger, stream)
+    return low
+
+
+def commit_backfill(event: events.CommitBackfill, deps: Deps) -> dict[str, Any]:
+    """Commit every planned chunk whose raw object is durable, and lower the watermark over what follows it.
+
+    Raises:
+        IncompleteChunks: on the final attempt, when a part of the wanted range is missing (the rest is committed).
+        LockLost: another owner, or a newer attempt, holds the backfill's lock.
+    """
+    stream = event.stream.value()
+    lease, _ = deps.locks.ensure(ingest.lease_of(event), event.execution.RedriveCount)
+    within = Interval(event.plan.within.first, event.plan.within.last)
+    committed = _commit_found(event, deps, lease, within)
+    low = _settle(deps, lease, stream)
+    left = coverage.missing(deps.ledger, stream, within)
+    outcome = {"committed": committed, "remaining": len(left), "low": low}
+    if not left:
+        return {"status": "covered", **outcome}
+    if status := stopped(deps, event.run.id):
+        return {"status": status, **outcome}
+    if event.final:
+        raise IncompleteChunks(f"{len(left)} ranges are missing, the first of them", stream=stream, span=left[0])
+    return {"status": "partial", **outcome}
+
+
+def _commit_found(event: events.CommitBackfill, deps: Deps, lease: Lease, within: Interval) -> int:
+    """How many segments this call committed: of Lambda's chunks all, of tasks those whose task died before it could."""
+    stream = event.stream.value()
+    body = deps.objects.get(event.plan.chunks_key)
+    if body is None:
+        raise IncompleteChunks(
+            f"the plan {event.plan.chunks_key} is gone",
+            stream=stream,
+            remedy="Start a new execution; raw objects are found again.",
+        )
+    left = coverage.missing(deps.ledger, stream, within)
+    todo = [chunk for chunk in plan.from_jsonl(body) if _inside(left, chunk)]
+    renewer = Renewer(deps.locks.renew, lease, deps.clock)
+    committed = 0
+    while todo:
+        # The newest first: `low` falls from above.
+        todo, some = todo[:-COMMIT_AT_ONCE], todo[-COMMIT_AT_ONCE:]
+        now = deps.clock.now_ms()
+        found = ingest.finished(deps, stream, some)
+        segments = [segment_of(stream, raw, event.run.id, "rest", now) for raw in found.values()]
+        renewer.tick()
+        if not segments:
+            continue
+        if isinstance(commit_islands(deps.ledger, deps.locks, lease, segments, deps.clock), Fenced):
+            raise LockLost("the lock was taken over before the commit", stream=stream)
+        committed += len(segments)
+    deps.count("SegmentsCommitted", committed)
+    return committed
+
+
+def _inside(parts: Sequence[Interval], chunk: Chunk) -> bool:
+    """Whether one of the sorted parts holds the chunk."""
+    at = bisect_right(parts, chunk.first, key=lambda part: part.first) - 1
+    return at >= 0 and chunk.last <= parts[at].last
+
+
+def close_backfill(event: events.CloseBackfill, deps: Deps) -> dict[str, Any]:
+    """Write the report, planned against actual, and list the streams that did not come to their end."""
+    key = f"{PREFIX}plans/{event.run.id}/streams.jsonl"
+    body = deps.objects.get(key)
+    if not body:
+        raise BadStateInput(f"the list of streams {key} is gone", remedy="Start a new execution: it plans again.")
+    streams = [Stream.from_json(value) for value in plan.lines_of(body, key)]
+    homes = {stream: folder(event.run.id, stream) for stream in streams}
+    document = report(deps, event.run, homes)
+    report_key = f"{PREFIX}plans/{event.run.id}/backfill/report.json"
+    deps.objects.put(report_key, json.dumps(document, indent=1).encode())
+    failed = [s for s, said in zip(streams, document["streams"], strict=True) if said["outcome"] == "failed"]
+    failed_key = key.removesuffix(".jsonl") + ".failed.jsonl"
+    deps.objects.put(failed_key, "".join(json.dumps(s.to_json()) + "\n" for s in failed).encode())
+    deps.count("StreamsFailed", len(failed))
+    return {
+        "status": document["status"],
+        "streams": len(streams),
+        "failed": len(failed),
+        "bucket": deps.settings.bucket,
+        "failed_key": failed_key,
+        "report_key": report_key,
+    }

@@ -1,0 +1,76 @@
+"""What a backfill did against what it had planned: from the ledger, but for requests, bytes and seconds of workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from schemahub import backfill_notes, coverage, events
+from schemahub.errors import CorruptState, NothingIngested
+from schemahub.runtime import Deps
+from schemahub.streams import Interval, Stream
+
+SHOWN = 20
+"""Missing ranges that a report lists; it counts all."""
+SUMS = ("chunks", "trades", "requests", "storage_bytes", "usd")
+
+
+def report(deps: Deps, run: events.Run, homes: Mapping[Stream, str]) -> dict[str, Any]:
+    """The report of a run over streams whose plans lie in ``homes``; read from the stores, written nowhere."""
+    streams = [_of_stream(deps, run, stream, home) for stream, home in homes.items()]
+    now = deps.clock.now_ms()
+    outcomes = {s["outcome"] for s in streams}
+    status = next((word for word in ("failed", "cancelled", "paused", "busy") if word in outcomes), "done")
+    planned = [s["planned"] for s in streams if s["planned"]]
+    return {
+        "schema_version": 1,
+        "run": run.id,
+        "status": status,
+        "opened_at": run.opened_at,
+        "closed_at": now,
+        "seconds": (now - run.opened_at) / 1000 if run.opened_at else None,
+        "planned": {name: sum(p.get(name, 0) for p in planned) for name in SUMS},
+        "actual": {
+            name: sum(s["actual"][name] for s in streams)
+            for name in ("chunks", "trades", "absent", "missing_positions", *backfill_notes.COUNTERS)
+        },
+        "notes": "requests, bytes and seconds are counted by the tasks: after a crash they are lower bounds, and what "
+        "functions fetched is not among them",
+        "streams": streams,
+    }
+
+
+def _of_stream(deps: Deps, run: events.Run, stream: Stream, home: str) -> dict[str, Any]:
+    span = _read(deps, f"{home}range.json")
+    within = Interval(*span) if span else None
+    try:
+        left = coverage.missing(deps.ledger, stream, within) if within else []
+        there = coverage.touching(deps.ledger, stream, within) if within else []
+    except NothingIngested:
+        left, there = [], []
+    mine = [s for s in there if s.run_id == run.id]
+    last = deps.ledger.last_run(stream, "backfill") or {}
+    return {
+        "stream": stream.to_json(),
+        "outcome": last.get("outcome", "failed") if last.get("run") == run.arn else "failed",
+        "within": list(within) if within else None,
+        "planned": _read(deps, f"{home}planned.json"),
+        "actual": {
+            "chunks": len(mine),
+            "trades": sum(s.count for s in mine),
+            "absent": sum(a.last - a.first + 1 for s in mine for a in s.absent),
+            "missing": [list(part) for part in left[:SHOWN]],
+            "missing_ranges": len(left),
+            "missing_positions": sum(part.size for part in left),
+            **backfill_notes.counted(deps, stream, run.id),
+        },
+    }
+
+
+def _read(deps: Deps, key: str) -> Any:
+    body = deps.objects.get(key)
+    try:
+        return json.loads(body) if body else None
+    except ValueError as error:
+        raise CorruptState(f"{key} is not JSON: {error}") from error
