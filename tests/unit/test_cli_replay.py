@@ -121,6 +121,10 @@ class World:
                     "ingest/c", f"{name}-{label}-{stream.product}", hours_ago + 0.01, of=run,
                     input={"stream": stream.to_json()}, error="IncompleteChunks",
                 )  # fmt: skip
+                tolerated = self.states.map_run(child, "FetchChunks")
+                self.states.ended(
+                    "ingest/d", f"{child[-40:]}-first-try", hours_ago + 0.03, of=tolerated, error="EmptyPage"
+                )
                 for number in range(7):
                     self.states.ended(
                         "ingest/d", f"{child[-40:]}-{number}", hours_ago + 0.02, error=error,
@@ -259,6 +263,12 @@ def test_a_stream_that_the_second_round_finished_is_no_failure(world: World) -> 
     assert actions(replay("--dry-run")) == {"run-1 BTC-USD": "redrive"}
 
 
+def test_a_stream_that_the_run_finished_stays_finished_though_a_later_run_found_it_busy(world: World) -> None:
+    world.run("run-1", 5, {BTC: "ExchangeUnavailable"}, good=(ETH,))
+    world.note(ETH, f"{ARN}:execution:m:run-2", 4, "busy")
+    assert actions(replay("--dry-run")) == {"run-1 BTC-USD": "redrive"}
+
+
 def test_while_a_run_is_running_nothing_is_doubled(world: World) -> None:
     world.run("run-1", 5, {BTC: "ExchangeUnavailable"})
     world.states.ended("ingest", "now", 0, "RUNNING")
@@ -300,6 +310,7 @@ def test_a_failed_publishing_rides_along_where_streams_are_replayed(world: World
 
 def test_a_publishing_that_succeeded_since_is_done(world: World) -> None:
     world.states.ended("transform", "t-1", 5, error="CommitConflict")
+    world.states.ended("transform", "began-before", 4.95, "SUCCEEDED")
     world.states.ended("transform", "of-a-mapping", 4, "SUCCEEDED", input={"rederive": {"streams": ["coinbase:X-Y"]}})
     assert actions(replay("--dry-run")) == {"t-1 publish": "redrive"}
     world.states.ended("transform", "t-2", 3, "SUCCEEDED")
