@@ -14,7 +14,11 @@ from samtranslator.translator.transform import transform
 from samtranslator.yaml_helper import yaml_parse
 
 ROOT = Path(__file__).resolve().parents[2]
-MACHINES = {"IngestStateMachine": "ingest", "TransformStateMachine": "transform"}
+MACHINES = {
+    "IngestStateMachine": "ingest",
+    "TransformStateMachine": "transform",
+    "MaintainStateMachine": "maintain",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

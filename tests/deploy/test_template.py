@@ -56,9 +56,11 @@ def test_sections_follow_the_data(template: dict[str, Any]) -> None:
         "ListPendingFunction",
         "TransformBatchFunction",
         "PublishFunction",
+        "MaintainFunction",
         "ReleaseOnFailureFunction",
         "TransformStateMachine",
         "IngestStateMachine",
+        "MaintainStateMachine",
         "Database",
         "Workgroup",
         "AlarmTopic",
@@ -120,7 +122,7 @@ def test_the_index_of_pending_segments_is_sparse(resources: dict[str, Any]) -> N
 
 def test_every_function_is_arm64_traced_and_bounded(resources: dict[str, Any]) -> None:
     functions = of_type(resources, "AWS::Lambda::Function")
-    assert len(functions) == 10
+    assert len(functions) == 11
     for name, function in functions.items():
         assert function["Runtime"] == "python3.13", name
         assert function["Architectures"] == ["arm64"], name
@@ -142,7 +144,7 @@ def test_every_function_has_a_log_group_with_the_retention_parameter(resources: 
         group = groups[function["LoggingConfig"]["LogGroup"]["Ref"]]
         assert group["LogGroupName"]["Fn::Sub"] == "/aws/lambda/" + function["FunctionName"]["Fn::Sub"], name
     assert all(group["RetentionInDays"] == {"Ref": "LogRetentionDays"} for group in groups.values())
-    assert len(groups) == 12
+    assert len(groups) == 14
 
 
 def test_the_environment_is_what_the_code_reads(resources: dict[str, Any]) -> None:
@@ -184,20 +186,21 @@ def test_the_workgroup_binds_its_users(resources: dict[str, Any]) -> None:
     assert configuration["ResultConfiguration"]["EncryptionConfiguration"]
 
 
-def test_the_rule_hears_every_bad_end_of_both_machines(resources: dict[str, Any]) -> None:
+def test_the_rule_hears_every_bad_end_of_every_machine(resources: dict[str, Any]) -> None:
     rule = resources["ExecutionFailedRule"]["Properties"]
     assert rule["EventPattern"]["detail"]["status"] == ["FAILED", "TIMED_OUT", "ABORTED"]
     machines = [arn["Ref"] for arn in rule["EventPattern"]["detail"]["stateMachineArn"]]
-    assert machines == ["IngestStateMachine", "TransformStateMachine"]
+    assert machines == ["IngestStateMachine", "TransformStateMachine", "MaintainStateMachine"]
     assert rule["Targets"][0]["Arn"]["Fn::GetAtt"][0] == "ReleaseOnFailureFunction"
 
 
-def test_both_machines_have_an_alarm_that_reaches_the_topic(resources: dict[str, Any]) -> None:
+def test_every_machine_has_an_alarm_that_reaches_the_topic(resources: dict[str, Any]) -> None:
     alarms = of_type(resources, "AWS::CloudWatch::Alarm").values()
     failed = [alarm for alarm in alarms if alarm["MetricName"] == "ExecutionsFailed"]
     assert {alarm["Dimensions"][0]["Value"]["Ref"] for alarm in failed} == {
         "IngestStateMachine",
         "TransformStateMachine",
+        "MaintainStateMachine",
     }
     assert all(a["AlarmActions"] == [{"Ref": "AlarmTopic"}] for a in alarms)
 
@@ -220,6 +223,7 @@ def test_outputs_are_those_that_the_command_line_reads(template: dict[str, Any])
         "ThrottleTableName",
         "IngestStateMachineArn",
         "TransformStateMachineArn",
+        "MaintainStateMachineArn",
         "GlueDatabaseName",
         "AthenaWorkgroupName",
         "AlarmTopicArn",
