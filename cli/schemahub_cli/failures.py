@@ -11,11 +11,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
+from schemahub import coverage
 from schemahub.conditional import whole
+from schemahub.errors import NothingIngested
+from schemahub.ledger import Ledger, RunKind
 from schemahub.objects import ObjectStore
-from schemahub.streams import PREFIX, Chunk, Stream
+from schemahub.streams import PREFIX, Chunk, Interval, Stream
 from schemahub_cli import executions
 from schemahub_cli.executions import Execution
 from schemahub_cli.target import Target
@@ -27,14 +30,8 @@ SHOWN_CHUNKS = 5
 """Failed chunks of a stream whose errors are read; the others are counted."""
 MAX_LISTED = 20_000
 STREAMS, PUBLISH, REDERIVE, WHOLE = "streams", "publish", "rederivation", "whole"
-PUBLISHING = ("TransformSegments", "TransformRetried", "StartTransform")
+PUBLISHING = ("TransformSegments", "TransformRetried")
 """States of ``ingest`` and ``backfill`` that start ``transform``: everything before them is done and committed."""
-
-
-class Ledger(Protocol):
-    """Of the ledger, what is asked here."""
-
-    def last_run(self, stream: Stream) -> dict[str, Any] | None: ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,8 @@ class Failure:
     def key(self) -> tuple[str, ...]:
         """Failures of one key are one piece of work, whichever executions left it undone."""
         if self.stream is not None:
-            return (self.machine, str(self.stream), *([_text(self.selection)] if self.machine == "backfill" else []))
+            asked = {k: v for k, v in self.selection.items() if k not in ("products", "exchanges")}
+            return (self.machine, str(self.stream), _text(asked))
         if self.kind == PUBLISH:
             return (PUBLISH,)
         return (self.machine, self.kind, _text(self.selection))
@@ -117,7 +115,7 @@ class Reader:
     ledger: Ledger
     looks_left: int = MAX_LOOKS
     _seen: dict[str, Execution] = field(default_factory=dict)
-    _notes: dict[Stream, dict[str, Any]] = field(default_factory=dict)
+    _notes: dict[tuple[str, Stream], dict[str, Any]] = field(default_factory=dict)
 
     def find(self, machine: str, machine_arn: str, statuses: list[str], since: datetime) -> Found:
         """What executions of the machine that ended badly at or after ``since`` left undone."""
@@ -139,17 +137,12 @@ class Reader:
             return
         state = self._failed_state(execution.arn)
         children = self._children(execution)
-        named = self._streams(execution, machine)
-        failed = [s for s in named if s in children]
-        if state not in PUBLISHING:
-            # CloseRun's list, or every stream of a run that did not come to it.
-            listed = (
-                self._lines(f"{PREFIX}plans/{execution.name}/streams.failed.jsonl") if machine == "ingest" else None
-            )
-            failed = listed if listed is not None else named if machine == "ingest" else failed or named
-        if machine == "ingest":
-            # The ledger knows which of them were finished: in the run's second round, or without any failure.
-            failed = [s for s in failed if self._last_run(s).get("run") != execution.arn]
+        named = self._lines(f"{PREFIX}plans/{execution.name}/streams.jsonl") or []
+        # The closing step's list, or what is known of a run that did not come to it.
+        listed = self._lines(f"{PREFIX}plans/{execution.name}/streams.failed.jsonl")
+        if listed is None:
+            listed = [s for s in named if s in children] if state in PUBLISHING else named
+        failed = [s for s in listed if not self._came_to_its_end(machine, s, execution)]
         for stream in failed:
             yield self._stream(machine, execution, stream, children.get(stream))
         if not failed:
@@ -169,7 +162,7 @@ class Reader:
             problems[:0] = chunks
         at = _stopped(child or execution)
         failure = Failure(machine, execution, STREAMS, stream, tuple(problems), at, more)
-        return _with(failure, self._finished_since(stream, at) if machine == "ingest" else None)
+        return _with(failure, self._finished_since(failure, stream))
 
     # --- what Step Functions knows ----------------------------------------------------------------------------------
 
@@ -255,27 +248,38 @@ class Reader:
 
     # --- what the ledger and the plans know -------------------------------------------------------------------------
 
-    def _streams(self, execution: Execution, machine: str) -> list[Stream]:
-        """The streams that the execution worked on; none where it did not come to a list, or the list has expired."""
-        if machine == "ingest":
-            return self._lines(f"{PREFIX}plans/{execution.name}/streams.jsonl") or []
-        return [Stream.parse(name) for name in execution.input.get("streams") or ()]
-
     def _lines(self, key: str) -> list[Stream] | None:
         body = self.objects.get(key)
         return None if body is None else [Stream.from_json(json.loads(line)) for line in body.splitlines() if line]
 
-    def _last_run(self, stream: Stream) -> dict[str, Any]:
-        if stream not in self._notes:
-            self._notes[stream] = self.ledger.last_run(stream) or {}
-        return self._notes[stream]
+    def _last_run(self, machine: str, stream: Stream) -> dict[str, Any]:
+        if (machine, stream) not in self._notes:
+            kind: RunKind = "run" if machine == "ingest" else "backfill"
+            self._notes[machine, stream] = self.ledger.last_run(stream, kind) or {}
+        return self._notes[machine, stream]
 
-    def _finished_since(self, stream: Stream, at: datetime) -> str | None:
-        """The run that finished the stream after the failure. A note of another run that was busy proves nothing."""
-        last = self._last_run(stream)
-        if last.get("outcome") != "done" or whole(last, "finished_at") <= at.timestamp() * 1000:
+    def _came_to_its_end(self, machine: str, stream: Stream, execution: Execution) -> bool:
+        """In this very run: in its second round, or without any failure."""
+        last = self._last_run(machine, stream)
+        return last.get("run") == execution.arn and last.get("outcome") != "failed"
+
+    def _finished_since(self, failure: Failure, stream: Stream) -> str | None:
+        """Which run has done it after the failure. A note of another run that was busy proves nothing."""
+        if failure.machine == "backfill":
+            return "another backfill" if self._covered(failure.execution, stream) else None
+        last = self._last_run(failure.machine, stream)
+        if last.get("outcome") != "done" or whole(last, "finished_at") <= failure.stopped.timestamp() * 1000:
             return None
         return str(last.get("run", "")).rsplit(":", 1)[-1]
+
+    def _covered(self, execution: Execution, stream: Stream) -> bool:
+        """Whether the ledger holds all that the backfill wanted. False where it did not come to know what that is."""
+        key = f"{PREFIX}plans/{execution.name}/backfill/{stream.exchange}/{stream.product}/range.json"
+        span = json.loads(self.objects.get(key) or b"null")
+        try:
+            return bool(span) and not coverage.missing(self.ledger, stream, Interval(*span))
+        except NothingIngested:
+            return False
 
 
 def _with(failure: Failure, recovered: str | None) -> Failure:

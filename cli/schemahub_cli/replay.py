@@ -140,8 +140,9 @@ def starts(fates: Sequence[Fate]) -> list[Start]:
 
 
 def _selection(failures: Sequence[Failure]) -> dict[str, Any]:
-    """The narrowest input of ``ingest`` that holds all of them; an execution that knew no streams had a selection."""
-    whole = [f.selection for f in failures if f.kind == WHOLE]
+    """The narrowest selection of streams that holds all of them; an execution that knew no streams had one itself."""
+    chosen = ("products", "exchanges")
+    whole = [{k: v for k, v in f.selection.items() if k in chosen and v} for f in failures if f.kind == WHOLE]
     streams = [f.stream for f in failures if f.stream]
     if any(not selection for selection in whole):
         return {}
@@ -156,14 +157,12 @@ def _backfills(fates: Sequence[Fate]) -> list[Start]:
     """As they were asked for, with the failed streams alone: one execution for each range that was wanted."""
     groups: dict[str, list[Fate]] = {}
     for fate in fates:
-        asked = {k: v for k, v in fate.failure.selection.items() if k != "streams"}
+        asked = {k: v for k, v in fate.failure.selection.items() if k not in ("products", "exchanges")}
         groups.setdefault(json.dumps(asked, sort_keys=True), []).append(fate)
-    found = []
-    for asked_text, group in groups.items():
-        whole = [name for f in group if f.failure.kind == WHOLE for name in f.failure.selection.get("streams") or ()]
-        names = {f"{s.exchange}:{s.product}" for f in group if (s := f.failure.stream)}.union(whole)
-        found.append(Start("backfill", {**json.loads(asked_text), "streams": sorted(names)}, tuple(group)))
-    return found
+    return [
+        Start("backfill", {**json.loads(asked), **_selection([f.failure for f in group])}, tuple(group))
+        for asked, group in groups.items()
+    ]
 
 
 def since_of(text: str, now: datetime) -> datetime:

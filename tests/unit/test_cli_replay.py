@@ -11,6 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 from typer.testing import CliRunner
 
+from schemahub import coverage
 from schemahub.streams import Stream
 from schemahub_cli import failures, target
 from schemahub_cli.failures import Reader
@@ -105,7 +106,7 @@ class States:
 
 class World:
     def __init__(self) -> None:
-        self.states, self.objects, self.notes = States(), FakeObjects(), dict[Stream, dict[str, Any]]()
+        self.states, self.objects, self.notes = States(), FakeObjects(), dict[tuple[Stream, str], dict[str, Any]]()
 
     def run(
         self, name: str, hours_ago: float, bad: dict[Stream, str], good: tuple[Stream, ...] = (), **fields: Any
@@ -141,14 +142,20 @@ class World:
 
     def note(self, stream: Stream, run: str, hours_ago: float, outcome: str = "done") -> None:
         at = NOW - timedelta(hours=hours_ago)
-        self.notes[stream] = {"run": run, "outcome": outcome, "finished_at": int(at.timestamp() * 1000)}
+        self.notes[stream, "backfill" if "backfill" in run else "run"] = {
+            "run": run,
+            "outcome": outcome,
+            "finished_at": int(at.timestamp() * 1000),
+        }
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
     locks = SimpleNamespace(holder=lambda lock_id: None)
-    deps = SimpleNamespace(objects=made.objects, ledger=SimpleNamespace(last_run=made.notes.get), locks=locks)
+    deps = SimpleNamespace(
+        objects=made.objects, ledger=SimpleNamespace(last_run=lambda *of: made.notes.get(of)), locks=locks
+    )
     where = SimpleNamespace(
         deps=deps, stack="schemahub-test", local=True, client=lambda service: made.states,
         machine_arn=MACHINES.get, ingest_arn=MACHINES["ingest"], transform_arn=MACHINES["transform"],
@@ -360,15 +367,48 @@ def test_streams_of_a_run_that_was_stopped_are_undone_though_no_child_says_so(wo
 # --- backfill, bounds, usage ----------------------------------------------------------------------------------------
 
 
-def test_a_backfill_is_asked_for_again_with_the_failed_streams_alone(world: World) -> None:
+def backfilled(world: World, name: str = "b-1", hours_ago: float = 5.0) -> str:
+    """A backfill of two streams: what one wanted is not all there, the other is done."""
+    wanted = {"products": ["coinbase:BTC-USD", "coinbase:ETH-USD"], "range": {"ids": [1, 10]}, "preset": "small"}
+    arn = world.states.ended("backfill", name, hours_ago, state="RetryFailedStreams", input=wanted)
+    world.lines(f"schemahub/plans/{name}/streams.jsonl", [BTC, ETH])
+    world.lines(f"schemahub/plans/{name}/streams.failed.jsonl", [BTC])
+    world.objects.put(f"schemahub/plans/{name}/backfill/coinbase/BTC-USD/range.json", b"[1, 10]")
+    run = world.states.map_run(arn, "RetryFailedStreams")
+    world.states.ended(
+        "backfill/c", f"{name}-c", hours_ago, of=run, input={"stream": BTC.to_json()}, error="PageConflict"
+    )
+    world.note(BTC, arn, hours_ago, "failed")  # of its first round
+    return arn
+
+
+def test_a_backfill_is_asked_for_again_with_the_failed_streams_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "missing", lambda ledger, stream, within: [within])
     world.states.refuses = "InvalidAction"
-    wanted = {"streams": ["coinbase:BTC-USD", "coinbase:ETH-USD"], "wanted": {"ids": [1, 10]}}
-    arn = world.states.ended("backfill", "b-1", 5, state="BackfillStreams", input=wanted)
-    run = world.states.map_run(arn, "BackfillStreams")
-    world.states.ended("backfill/c", "c", 5, of=run, input={"stream": BTC.to_json()}, error="IncompleteChunks")
-    assert actions(replay()) == {"b-1 BTC-USD": "start"}
-    again = {"schema_version": 1, "streams": ["coinbase:BTC-USD"], "wanted": {"ids": [1, 10]}}
-    assert world.states.started == [("backfill", again)]
+    backfilled(world)
+    assert actions(replay("--error", "PageConflict")) == {"b-1 BTC-USD": "start"}
+    again = {"products": ["coinbase:BTC-USD"], "range": {"ids": [1, 10]}, "preset": "small"}
+    assert world.states.started == [("backfill", {"schema_version": 1, **again})]
+
+
+def test_a_backfill_whose_range_is_covered_by_now_is_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(coverage, "missing", lambda ledger, stream, within: asked.append((stream, *within)) or [])
+    backfilled(world)
+    assert actions(replay()) == {"b-1 BTC-USD": "recovered"}
+    assert asked == [(BTC, 1, 10)]
+
+
+def test_a_backfill_of_another_range_is_other_work(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage, "missing", lambda ledger, stream, within: [within])
+    backfilled(world)
+    world.run("run-1", 3, {BTC: "ExchangeUnavailable"})
+    other = backfilled(world, "b-2", 4)
+    wanted = {"products": ["coinbase:BTC-USD"], "range": "all"}
+    world.states.executions[other]["input"] = json.dumps({"schema_version": 1, **wanted})
+    assert set(actions(replay("--dry-run")).values()) == {"redrive"}
 
 
 def test_an_older_stack_without_a_machine_is_searched_for_what_it_has(
