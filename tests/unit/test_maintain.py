@@ -16,8 +16,10 @@ from schemahub import errors, events, maintain
 from schemahub.holes import LOOKS, LOOKS_APART_S, Hole
 from schemahub.maintain import MAX_HOLES, MAX_OF_STREAM, chosen, due, maintain_step
 from schemahub.repair import holes_of
+from schemahub.runtime import parse_event
 from schemahub.streams import Stream
 from tests.lake import make_glue_check_versions
+from tests.simulation.asl import SUCCEEDED, Execution, Invocation, Service, StateFailed, load, run
 from tests.unit.pipelines import FAST, Pipeline, make_pipeline
 from tests.unit.worlds import STREAM
 
@@ -222,3 +224,42 @@ def test_a_product_that_left_the_seed_is_asked_for_and_one_without_a_mapping_is_
 def test_a_payload_that_lacks_what_the_step_needs_is_refused(pipeline: Pipeline, payload: dict[str, Any]) -> None:
     with pytest.raises(errors.BadStateInput):
         call(pipeline, **payload)
+
+
+# --- through the state machine's own file ---------------------------------------------------------------------------
+
+
+def through_the_machine(pipeline: Pipeline) -> Execution:
+    """One execution of `maintain`, each Task answered by the step that its function calls."""
+
+    def call(invocation: Invocation) -> dict[str, Any]:
+        assert invocation.function == "maintain"
+        event = parse_event(events.MaintainStep, json.loads(json.dumps(invocation.payload)))
+        try:
+            return maintain_step(event, pipeline.world.deps)
+        except errors.SchemaHubError as error:
+            raise StateFailed(type(error).__name__) from error
+
+    deps = pipeline.world.deps
+    service = Service(
+        lambda bucket, key: deps.objects.get(key) or b"", deps.clock.now_ms, {"maintain": load("maintain")}
+    )
+    return run(service.start("maintain", {"schema_version": 1}), call, deps.clock.sleep)
+
+
+def test_the_machine_asks_fills_and_says_what_became_of_it(pipeline: Pipeline) -> None:
+    pipeline.cure()
+    execution = through_the_machine(pipeline)
+    assert execution.status == SUCCEEDED
+    assert execution.output == {"streams": 1, "holes": 3, "looked": 3, "filled": 3, "proved": 0, "unanswered": 0}
+    again = through_the_machine(pipeline)
+    assert (again.status, again.entered) == (SUCCEEDED, ["OpenMaintenance", "HasHoles", "NothingDue"])
+
+
+def test_an_exchange_that_is_down_is_retried_tolerated_and_counted(pipeline: Pipeline) -> None:
+    pipeline.fault("http_status", status=503)
+    began_ms = pipeline.clock.now_ms()
+    execution = through_the_machine(pipeline)
+    assert (execution.status, execution.output["unanswered"]) == (SUCCEEDED, 3)
+    assert pipeline.clock.now_ms() - began_ms > 30_000, "it did not retry"
+    assert pipeline.world.deps.locks.holder(STREAM.lock_id) is None
