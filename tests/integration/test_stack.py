@@ -26,6 +26,7 @@ OUTPUTS = {
     "ThrottleTableName",
     "IngestStateMachineArn",
     "TransformStateMachineArn",
+    "MaintainStateMachineArn",
     "GlueDatabaseName",
     "AthenaWorkgroupName",
     "AlarmTopicArn",
