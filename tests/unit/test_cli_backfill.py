@@ -270,10 +270,10 @@ def test_progress_is_what_the_ledger_holds_across_all_tasks(world: World, states
 
 def test_what_was_there_before_is_no_progress_of_this_run(world: World, states: States) -> None:
     low = low_of(world)
-    Backfill.start(world, {"ids": [low - 10_000, low - 1]}).through()
-    run, _ = begun(world, states, 5_000)
+    Backfill.start(world, {"ids": [low - 15_000, low - 10_001]}).through()  # an island in the range that follows
+    run, _ = begun(world, states, 15_000)
     [stream] = look(world, run).streams
-    assert (stream.trades, stream.trades_done) == (5_000, 0)
+    assert (stream.trades, stream.trades_done) == (10_000, 0)
 
 
 def test_the_time_left_is_at_the_pace_of_the_whole_run(world: World, states: States) -> None:
