@@ -15,6 +15,7 @@ from typing import Any
 
 from schemahub import coverage
 from schemahub.errors import NothingIngested
+from schemahub.mappings import load_mapping
 from schemahub.streams import PREFIX, Interval, Stream, gaps, merge
 from schemahub_cli import executions
 from schemahub_cli.target import Target
@@ -32,7 +33,8 @@ class StreamBackfill(StreamProgress):
 
     planned: dict[str, Any] | None = None
     within: Interval | None = None
-    segments_done: int = 0
+    left: int | None = None
+    """Positions that are still missing; None where a position need not be a trade."""
     tasks: list[list[Interval]] | None = None
     """Chunks of each task of the newest plan."""
     tasks_done: int = 0
@@ -40,7 +42,9 @@ class StreamBackfill(StreamProgress):
 
     @property
     def trades(self) -> int:
-        """Trades that the plan expects; what came already counts where it is more than that."""
+        """Trades of the run: what came and what is missing, or what the plan expects where that cannot be counted."""
+        if self.left is not None:
+            return self.trades_done + self.left
         return max(int((self.planned or {}).get("trades", 0)), self.trades_done)
 
     @property
@@ -118,9 +122,12 @@ class BackfillWatch(Watch):
         except NothingIngested:
             return
         mine = [s for s in there if s.run_id == self.run_id]
-        progress.segments_done, progress.trades_done = len(mine), sum(s.count for s in mine)
+        covered = merge(s.interval for s in there)
         progress.chunks, progress.chunks_done = [], len(mine)
-        self._count_tasks(progress, home, merge(s.interval for s in there))
+        progress.trades_done = sum(s.count for s in mine)
+        if load_mapping(stream.exchange).counted:
+            progress.left = sum(part.size for part in gaps(covered, progress.within))
+        self._count_tasks(progress, home, covered)
 
     def _count_tasks(self, progress: StreamBackfill, home: str, covered: list[Interval]) -> None:
         newest = max((key for key in self.objects.list(home) if key.endswith("/tasks.jsonl")), default="")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -255,6 +256,9 @@ def test_progress_is_what_the_ledger_holds_across_all_tasks(world: World, states
     assert (nothing.trades, nothing.trades_done, nothing.phase) == (45_000, 0, "fetching")
     first, second, *more = run.specs(plan)
     assert not more
+    task(world.deps, replace(first, chunks=first.chunks[:1]), world.deps.clock)
+    [stream] = look(world, run).streams
+    assert (stream.tasks_done, stream.trades_done) == (0, first.chunks[0].size)
     task(world.deps, first, world.deps.clock)
     half = look(world, run)
     [stream] = half.streams
@@ -289,9 +293,11 @@ def test_the_time_left_is_at_the_pace_of_the_whole_run(world: World, states: Sta
 def test_a_second_plan_is_counted_by_its_own_tasks(world: World, states: States) -> None:
     run, plan = begun(world, states)
     task(world.deps, run.specs(plan)[0], world.deps.clock)
+    watch = BackfillWatch.of(target.resolve(None), run.base["execution"]["Id"])
+    assert watch.look().streams[0].note == "1/2 tasks"
     run.commit(plan)
     run.plan()
-    [stream] = look(world, run).streams
+    [stream] = watch.look().streams
     assert (stream.note, stream.trades, stream.trades_done > 20_000) == ("0/2 tasks", 45_000, True)
 
 
