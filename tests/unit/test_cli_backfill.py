@@ -17,12 +17,13 @@ from local.exchange_sim.server import Server, running
 from schemahub import backfill_notes, coverage
 from schemahub.clock import SystemClock
 from schemahub.runtime import Settings
-from schemahub.streams import Stream
+from schemahub.streams import Interval, Stream, merge
 from schemahub_cli import backfill_watch, target
-from schemahub_cli.backfill_watch import BackfillWatch
+from schemahub_cli.backfill_watch import BackfillWatch, StreamBackfill
 from schemahub_cli.backfills import size
 from schemahub_cli.main import app
 from tests.unit.backfills import Backfill, task
+from tests.unit.test_cli import FakeObjects
 from tests.unit.worlds import STREAM, World, make_world
 
 RUNNER = CliRunner(env={"COLUMNS": "220"})
@@ -299,6 +300,14 @@ def test_a_second_plan_is_counted_by_its_own_tasks(world: World, states: States)
     run.plan()
     [stream] = watch.look().streams
     assert (stream.note, stream.trades, stream.trades_done > 20_000) == ("0/2 tasks", 45_000, True)
+
+
+def test_a_task_is_done_when_all_of_its_chunks_are() -> None:
+    watch = BackfillWatch(SimpleNamespace(), "arn:a:b", FakeObjects(), None)  # type: ignore[arg-type]
+    stream = StreamBackfill(STREAM, tasks=[[Interval(1, 5), Interval(11, 15)], [Interval(21, 25)]])
+    for covered, done in (([], 0), ([(1, 5)], 0), ([(1, 5), (11, 14)], 0), ([(1, 15)], 1), ([(1, 30)], 2)):
+        watch._count_tasks(stream, "home/", merge(covered))
+        assert stream.tasks_done == done
 
 
 def test_a_stream_that_failed_in_the_first_round_is_not_over(world: World, states: States) -> None:
