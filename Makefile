@@ -61,6 +61,8 @@ lock: $(VENV)/.stamp ## Resolve requirements*.in again into the lock files
 	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-deps -q \
 		requirements-oracle.in -o requirements-oracle.lock
 	for layer in core arrow duckdb iceberg; do $(MAKE) -C layers/$$layer lock; done
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q \
+		--constraint requirements.lock functions/backfill/requirements.in -o functions/backfill/requirements.lock
 
 clean: ## Stop the local stack; remove its data, builds and caches (keeps the environments)
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m schemahub_cli local down; fi

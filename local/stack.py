@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from local import deploy, ministack
+from local import deploy, ecs_agent, ministack
 from local.ministack import (
     NotInstalled,
     NotRunning,
@@ -153,6 +153,7 @@ def up(
     daemon = ministack.running(home)
     if daemon and (daemon.port, daemon.auth) != (port, auth):
         progress("restarting MiniStack with other settings")
+        ecs_agent.stop(home)
         ministack.stop(home)
         daemon = None
     if daemon is None:
@@ -166,14 +167,19 @@ def up(
         "ScheduleState": "ENABLED" if schedule else "DISABLED",
         "Products": products,
         "ExchangeEndpoints": json.dumps(dict(endpoints), sort_keys=True) if endpoints else "",
+        # The embedded AWS's own default network: nothing runs in it, tasks are processes of the agent.
+        "BackfillSubnets": "subnet-00000001",
+        "BackfillVpc": "vpc-00000001",
         **(parameters or {}),
     }
     started = daemon
     daemon = deploy.deploy(home, daemon, wanted, progress)
+    outputs = deploy.outputs(daemon)
+    ecs_agent.ensure(home, daemon.endpoint, outputs["BackfillClusterName"])
     return Stack(
         home=home,
         daemon=daemon,
-        outputs=deploy.outputs(daemon),
+        outputs=outputs,
         parameters=wanted,
         after_crash=crashed,
         rebuilt=daemon != started,
@@ -191,8 +197,10 @@ def attach(home: Path) -> Stack:
 
 
 def down(home: Path) -> bool:
-    """Stop MiniStack with its state on disk, and its Lambda workers. False if it did not run."""
-    return ministack.stop(home.resolve())
+    """Stop the tasks of ECS, then MiniStack with its state on disk and its Lambda workers. False if it did not run."""
+    home = home.resolve()
+    ecs_agent.stop(home)
+    return ministack.stop(home)
 
 
 def status(home: Path) -> Status:

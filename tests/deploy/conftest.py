@@ -13,10 +13,18 @@ import pytest
 from samtranslator.translator.transform import transform
 from samtranslator.yaml_helper import yaml_parse
 
+ECS = {
+    "BackfillClusterArn": "arn:aws:ecs:us-east-1:123456789012:cluster/some-cluster",
+    "BackfillTaskArn": "arn:aws:ecs:us-east-1:123456789012:task-definition/some-task:1",
+    "BackfillSubnets": "subnet-1,subnet-2",
+    "BackfillSecurityGroupId": "sg-1",
+    "BackfillPublicIp": "ENABLED",
+}
 ROOT = Path(__file__).resolve().parents[2]
 MACHINES = {
     "IngestStateMachine": "ingest",
     "TransformStateMachine": "transform",
+    "BackfillStateMachine": "backfill",
     "MaintainStateMachine": "maintain",
 }
 
@@ -43,6 +51,8 @@ def substituted(name: str) -> dict[str, Any]:
     text = (ROOT / "statemachines" / f"{name}.asl.json").read_text()
     text = re.sub(r"\$\{\w+FunctionArn\}", "arn:aws:lambda:us-east-1:123456789012:function:some-function", text)
     text = re.sub(r"\$\{\w+MachineArn\}", "arn:aws:states:us-east-1:123456789012:stateMachine:some-machine", text)
+    for name, value in ECS.items():
+        text = text.replace(f"${{{name}}}", value)
     return json.loads(text)
 
 
@@ -74,7 +84,9 @@ def translated(template: dict[str, Any]) -> dict[str, Any]:
     for name, machine in MACHINES.items():
         properties = result["Resources"][name]["Properties"]
         del properties["DefinitionString"], properties["DefinitionSubstitutions"]
-        properties["Definition"] = substituted(machine)
+        # As a reference, or the linter would call the parameter unused.
+        text = json.dumps(substituted(machine)).replace(f'"{ECS["BackfillPublicIp"]}"', '{"Ref": "BackfillPublicIp"}')
+        properties["Definition"] = json.loads(text)
     return result
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-FORBIDDEN = ("dynamodb:DeleteItem", "dynamodb:DeleteTable", "s3:DeleteObject", "s3:DeleteObjectVersion", "iam:PassRole")
+FORBIDDEN = ("dynamodb:DeleteItem", "dynamodb:DeleteTable", "s3:DeleteObject", "s3:DeleteObjectVersion")
 
 # Where a statement holds a `*` as its resource or in an action. The reasons stand in the template, under Metadata.
 WILDCARDS = {
     ("TracingPolicy", "Trace"),
     ("LogDeliveryPolicy", "DeliverLogs"),
+    ("BackfillExecutionRole", "LogInToRegistry"),
     ("AlarmKey", "AccountGoverns"),
     ("AlarmKey", "AlarmsEncrypt"),
     ("BucketPolicy", "DenyClearText"),
@@ -88,13 +89,13 @@ def test_every_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None
     roles = [
         r["Properties"]["Role"]["Fn::GetAtt"][0] for r in resources.values() if r["Type"] == "AWS::Lambda::Function"
     ]
-    assert len(roles) == len(set(roles)) == 11
+    assert len(roles) == len(set(roles)) == 15
     machines = [
         r["Properties"]["RoleArn"]["Fn::GetAtt"][0]
         for r in resources.values()
         if r["Type"] == "AWS::StepFunctions::StateMachine"
     ]
-    assert len({*machines, *roles}) == 14
+    assert len({*machines, *roles}) == 19
 
 
 def test_no_role_has_a_policy_made_by_aws(resources: dict[str, Any]) -> None:
@@ -110,10 +111,27 @@ def test_nobody_may_delete_an_item_or_an_object(resources: dict[str, Any]) -> No
             assert not set(as_list(statement["Action"])) & set(FORBIDDEN), name
 
 
-def test_only_who_commits_may_check_a_lock_inside_a_transaction_and_put_segments(resources: dict[str, Any]) -> None:
+def test_only_committers_may_check_a_lock_inside_a_transaction_and_put_segments(resources: dict[str, Any]) -> None:
     checkers = {name for name, s in statements(resources) if "dynamodb:ConditionCheckItem" in as_list(s["Action"])}
-    assert checkers == {"CommitSegmentsRole", "MaintainRole"}
-    assert "dynamodb:PutItem" in actions_of(resources, "CommitSegmentsRole")
+    assert checkers == {"CommitSegmentsRole", "CommitBackfillRole", "BackfillTaskRole", "MaintainRole"}
+    assert all("dynamodb:PutItem" in actions_of(resources, role) for role in checkers)
+
+
+def test_only_the_backfill_machine_gives_roles_away_and_only_to_its_tasks(resources: dict[str, Any]) -> None:
+    given = [(name, s) for name, s in statements(resources) if "iam:PassRole" in as_list(s["Action"])]
+    [(name, statement)] = given
+    assert name == "BackfillStateMachineRole"
+    assert [text(r) for r in statement["Resource"]] == ["BackfillTaskRole.Arn", "BackfillExecutionRole.Arn"]
+    assert statement["Condition"] == {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}}
+
+
+def test_the_backfill_machine_runs_its_own_task_in_its_own_cluster(resources: dict[str, Any]) -> None:
+    own = {s["Sid"]: s for _, s in statements({"role": resources["BackfillStateMachineRole"]})}
+    assert own["RunTasks"]["Action"] == "ecs:RunTask"
+    assert text(own["RunTasks"]["Resource"]).endswith(":task-definition/schemahub-${Stage}-backfill:*")
+    assert own["RunTasks"]["Condition"]["ArnEquals"]["ecs:cluster"]["Fn::GetAtt"] == ["BackfillCluster", "Arn"]
+    assert set(own["GovernTasks"]["Action"]) == {"ecs:DescribeTasks", "ecs:StopTask"}
+    assert any("ForECSTaskRule" in text(r) for r in own["HearOfTransformAndTasks"]["Resource"])
 
 
 def test_only_publish_may_change_the_table(resources: dict[str, Any]) -> None:
@@ -129,7 +147,7 @@ def test_only_fetch_writes_originals(resources: dict[str, Any]) -> None:
         and "s3:PutObject" in as_list(s["Action"])
         and any(text(r).endswith("raw_*") for r in as_list(s["Resource"]))
     }
-    assert writers == {"FetchChunkRole"}
+    assert writers == {"FetchChunkRole", "BackfillTaskRole"}
 
 
 def test_maintain_writes_fills_and_no_other_originals(resources: dict[str, Any]) -> None:
@@ -151,7 +169,7 @@ def test_a_role_writes_logs_only_to_its_own_group(resources: dict[str, Any]) -> 
 def test_state_machines_invoke_exactly_the_functions_they_name(
     template: dict[str, Any], resources: dict[str, Any]
 ) -> None:
-    for machine in ("IngestStateMachine", "TransformStateMachine", "MaintainStateMachine"):
+    for machine in ("IngestStateMachine", "TransformStateMachine", "BackfillStateMachine", "MaintainStateMachine"):
         allowed = {
             text(r)
             for name, s in statements({"role": resources[f"{machine}Role"]})
@@ -159,11 +177,12 @@ def test_state_machines_invoke_exactly_the_functions_they_name(
             for r in as_list(s["Resource"])
         }
         given = template["Resources"][machine]["Properties"]["DefinitionSubstitutions"].values()
-        assert allowed == {text(value) for value in given if "Fn::GetAtt" in value}
+        functions = {text(value) for value in given if "Fn::GetAtt" in value and "Function" in text(value)}
+        assert allowed == functions
 
 
 def test_a_distributed_map_may_run_and_be_redriven(resources: dict[str, Any]) -> None:
-    for machine in ("Ingest", "Transform", "Maintain"):
+    for machine in ("Ingest", "Transform", "Backfill", "Maintain"):
         assert {
             "states:StartExecution",
             "states:RedriveExecution",
@@ -173,13 +192,13 @@ def test_a_distributed_map_may_run_and_be_redriven(resources: dict[str, Any]) ->
         } <= actions_of(resources, f"{machine}StateMachineRole")
 
 
-def test_ingest_may_wait_for_transform(resources: dict[str, Any]) -> None:
-    assert {"events:PutRule", "events:PutTargets", "events:DescribeRule"} <= actions_of(
-        resources, "IngestStateMachineRole"
-    )
+def test_ingest_and_backfill_may_wait_for_transform(resources: dict[str, Any]) -> None:
+    for machine in ("Ingest", "Backfill"):
+        waiting = {"events:PutRule", "events:PutTargets", "events:DescribeRule"}
+        assert waiting <= actions_of(resources, f"{machine}StateMachineRole")
 
 
-def test_only_lambda_scheduler_and_states_assume_the_roles(resources: dict[str, Any]) -> None:
+def test_only_lambda_scheduler_states_and_tasks_assume_the_roles(resources: dict[str, Any]) -> None:
     for name, resource in resources.items():
         if resource["Type"] != "AWS::IAM::Role":
             continue
@@ -189,4 +208,5 @@ def test_only_lambda_scheduler_and_states_assume_the_roles(resources: dict[str, 
             for service in as_list(s["Principal"]["Service"])
         }
         expected = "states" if name.endswith("StateMachineRole") else "scheduler" if "Schedule" in name else "lambda"
+        expected = "ecs-tasks" if name in ("BackfillTaskRole", "BackfillExecutionRole") else expected
         assert trusted == {f"{expected}.amazonaws.com"}, name

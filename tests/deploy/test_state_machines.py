@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ TRANSIENT = [
     "Sandbox.Timedout",
     "States.Timeout",
 ]
-FOREIGN = ("Lambda.", "Sandbox.", "States.", "StepFunctions.")
+FOREIGN = ("Lambda.", "Sandbox.", "States.", "StepFunctions.", "ECS.")
 # What a retry cannot cure: somebody must look, or another run has taken over.
 FINAL = (
     errors.BadInput,
@@ -54,6 +55,10 @@ def is_lambda(state: dict[str, Any]) -> bool:
     return state["Resource"] == "arn:aws:states:::lambda:invoke"
 
 
+def is_task_of_ecs(state: dict[str, Any]) -> bool:
+    return state["Resource"] == "arn:aws:states:::ecs:runTask.sync"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_asl_validator_accepts_it(name: str, tmp_path: Path) -> None:
     validator = ROOT / "node_modules" / ".bin" / "asl-validator"
@@ -79,7 +84,7 @@ def test_every_target_exists_in_its_own_scope_and_everything_is_reached(name: st
             reached.add(here)
             state = machine["States"][here]
             todo += [state[key] for key in ("Next", "Default") if key in state]
-            todo += [choice["Next"] for choice in state.get("Choices", [])]
+            todo += [choice["Next"] for choice in [*state.get("Choices", []), *state.get("Catch", [])]]
             if state["Type"] == "Map":
                 check(state["ItemProcessor"])
         assert reached == set(machine["States"])
@@ -97,9 +102,15 @@ def test_state_names_are_unique_and_so_are_map_labels(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_there_is_no_catch(name: str) -> None:
-    """A caught state has exited: the console's redrive could only enter the failure again."""
-    assert not [state for state, body in states(definition(name)) if "Catch" in body]
+def test_no_catch_leads_to_a_failure(name: str) -> None:
+    """A caught state has exited: the console's redrive could only enter the failure again. After a task on Spot
+    capacity comes another attempt, which fails where it fails."""
+    caught = {state: body["Catch"] for state, body in states(definition(name)) if "Catch" in body}
+    assert list(caught) == (["RunTaskOnSpot", "RerunTaskOnSpot"] if name == "backfill" else [])
+    for catchers in caught.values():
+        [catcher] = catchers
+        assert (catcher["ErrorEquals"], catcher["ResultPath"]) == (["States.ALL"], None)
+        assert dict(states(definition(name)))[catcher["Next"]]["Type"] == "Task"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,13 +120,15 @@ def test_maps_have_no_retry_and_run_standard_children(name: str) -> None:
         if body["Type"] == "Map":
             assert "Retry" not in body, state
             assert body["ItemProcessor"]["ProcessorConfig"] == {"Mode": "DISTRIBUTED", "ExecutionType": "STANDARD"}
-            assert body["MaxConcurrency"] > 0, state
+            assert body.get("MaxConcurrency", 0) > 0 or body["MaxConcurrencyPath"].startswith("$."), state
             assert body["ItemReader"]["ReaderConfig"] == {"InputType": "JSONL"}, state
 
 
 def test_only_the_first_round_tolerates_failures() -> None:
     tolerant = {n for n, s in states(definition("ingest")) if s.get("ToleratedFailurePercentage")}
     assert tolerant == {"IngestStreams", "FetchChunks"}
+    tolerant = {n for n, s in states(definition("backfill")) if s.get("ToleratedFailurePercentage")}
+    assert tolerant == {"BackfillStreams", "FetchChunks", "RunTasks"}
     assert not [n for n, s in states(definition("transform")) if s.get("ToleratedFailurePercentage")]
 
 
@@ -168,8 +181,8 @@ def test_whoever_talks_to_an_exchange_retries_what_the_exchange_does() -> None:
         "MalformedResponse",
         "ResponseInterrupted",
     }
-    talking = {"PlanStreamFunctionArn", "FetchChunkFunctionArn"}
-    for state, body in [*tasks("ingest"), *tasks("maintain")]:
+    talking = {"PlanStreamFunctionArn", "PlanBackfillFunctionArn", "FetchChunkFunctionArn"}
+    for state, body in [*tasks("ingest"), *tasks("backfill"), *tasks("maintain")]:
         retried = {e for r in body["Retry"] for e in r["ErrorEquals"]}
         talks = is_lambda(body) and body["Parameters"]["FunctionName"].strip("${}") in talking
         talks = talks or state == "RepairHoles"
@@ -179,6 +192,8 @@ def test_whoever_talks_to_an_exchange_retries_what_the_exchange_does() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_payload_carries_the_schema_version(name: str) -> None:
     for state, body in tasks(name):
+        if is_task_of_ecs(body):
+            continue  # its payload is the object that SCHEMAHUB_TASK names
         payload = body["Parameters"]["Payload" if is_lambda(body) else "Input"]
         assert payload["schema_version"] == 1, state
 
@@ -199,4 +214,29 @@ def test_substitutions_are_all_used_and_all_provided(template: dict[str, Any], r
     given = template["Resources"][resource]["Properties"]["DefinitionSubstitutions"]
     assert set(given) == substitutions(name)
     for key, value in given.items():
-        assert key.removesuffix("Arn") in str(value), key
+        assert re.sub("(Arn|Id)$", "", key) in str(value), key
+
+
+def test_a_backfill_runs_on_spot_first_and_never_judges_by_a_task() -> None:
+    found = dict(states(definition("backfill")))
+    for spot, demand in (("RunTaskOnSpot", "RunTaskOnDemand"), ("RerunTaskOnSpot", "RerunTaskOnDemand")):
+        first, second = found[spot], found[demand]
+        assert first["Parameters"]["CapacityProviderStrategy"][0]["CapacityProvider"] == "FARGATE_SPOT"
+        assert second["Parameters"]["CapacityProviderStrategy"][0]["CapacityProvider"] == "FARGATE"
+        same = [{k: v for k, v in s["Parameters"].items() if k != "CapacityProviderStrategy"} for s in (first, second)]
+        assert same[0] == same[1]
+        assert first["ResultPath"] is None
+        assert second["ResultPath"] is None
+    assert found["RunTasks"]["Next"] == found["FetchChunks"]["Next"] == "CommitBackfill"
+    assert found["RerunTasks"]["Next"] == found["RefetchChunks"]["Next"] == "CommitLast"
+    last = [found[state]["Parameters"]["Payload"]["final"] for state in ("CommitBackfill", "CommitLast")]
+    assert last == [False, True]
+
+
+def test_the_rounds_of_a_backfill_end() -> None:
+    found = dict(states(definition("backfill")))
+    again, unfinished = found["IsCovered"]["Choices"]
+    assert again["And"][1] == {"Variable": "$.round.number", "NumericLessThan": 3}
+    assert again["Next"] == "CountRound"
+    assert (found["CountRound"]["Parameters"]["source"], found["CountRound"]["Next"]) == ("rest", "PlanBackfill")
+    assert found[unfinished["Next"]]["Parameters"]["Payload"]["outcome"] == "failed"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from schemahub import backfill_plan, backfill_task
 from tests.deploy.conftest import ROOT
 
 # Rules of cfn-lint that are off, each with the reason.
@@ -53,13 +54,20 @@ def test_sections_follow_the_data(template: dict[str, Any]) -> None:
         "FetchChunkFunction",
         "CommitSegmentsFunction",
         "CloseRunFunction",
+        "OpenBackfillFunction",
+        "PlanBackfillFunction",
+        "CommitBackfillFunction",
+        "CloseBackfillFunction",
         "ListPendingFunction",
         "TransformBatchFunction",
         "PublishFunction",
         "MaintainFunction",
         "ReleaseOnFailureFunction",
+        "BackfillCluster",
+        "BackfillTask",
         "TransformStateMachine",
         "IngestStateMachine",
+        "BackfillStateMachine",
         "MaintainStateMachine",
         "Database",
         "Workgroup",
@@ -122,7 +130,7 @@ def test_the_index_of_pending_segments_is_sparse(resources: dict[str, Any]) -> N
 
 def test_every_function_is_arm64_traced_and_bounded(resources: dict[str, Any]) -> None:
     functions = of_type(resources, "AWS::Lambda::Function")
-    assert len(functions) == 11
+    assert len(functions) == 15
     for name, function in functions.items():
         assert function["Runtime"] == "python3.13", name
         assert function["Architectures"] == ["arm64"], name
@@ -135,7 +143,8 @@ def test_every_function_has_a_folder_and_every_folder_a_function(template: dict[
     named = {
         r["Properties"]["CodeUri"] for r in template["Resources"].values() if r["Type"] == "AWS::Serverless::Function"
     }
-    assert named == {f"functions/{path.parent.name}" for path in ROOT.glob("functions/*/app.py")}
+    folders = {f"functions/{path.parent.name}" for path in ROOT.glob("functions/*/app.py")}
+    assert named == folders - {"functions/backfill"}  # an image
 
 
 def test_every_function_has_a_log_group_with_the_retention_parameter(resources: dict[str, Any]) -> None:
@@ -144,7 +153,7 @@ def test_every_function_has_a_log_group_with_the_retention_parameter(resources: 
         group = groups[function["LoggingConfig"]["LogGroup"]["Ref"]]
         assert group["LogGroupName"]["Fn::Sub"] == "/aws/lambda/" + function["FunctionName"]["Fn::Sub"], name
     assert all(group["RetentionInDays"] == {"Ref": "LogRetentionDays"} for group in groups.values())
-    assert len(groups) == 14
+    assert len(groups) == 20
 
 
 def test_the_environment_is_what_the_code_reads(resources: dict[str, Any]) -> None:
@@ -161,7 +170,77 @@ def test_the_environment_is_what_the_code_reads(resources: dict[str, Any]) -> No
         for name in f["Environment"]["Variables"]
         if name.startswith("SCHEMAHUB_")
     }
-    assert read - {"MAPPINGS"} == given  # MAPPINGS is for whoever tries a mapping file of their own
+    task = {name.removeprefix("SCHEMAHUB_") for name in task_environment(resources) if name.startswith("SCHEMAHUB_")}
+    # MAPPINGS is for whoever tries a mapping file of their own, TASK comes with each task.
+    assert read - {"MAPPINGS", "TASK"} == given | task
+    assert task - {"WORK_DIR"} <= given
+
+
+def task_environment(resources: dict[str, Any]) -> dict[str, Any]:
+    [container] = resources["BackfillTask"]["Properties"]["ContainerDefinitions"]
+    return {e["Name"]: e["Value"] for e in container["Environment"]}
+
+
+def test_a_task_has_the_settings_that_the_functions_have(resources: dict[str, Any]) -> None:
+    function = of_type(resources, "AWS::Lambda::Function")["FetchChunkFunction"]["Environment"]["Variables"]
+    for name, value in task_environment(resources).items():
+        assert name == "SCHEMAHUB_WORK_DIR" or value == function[name], name
+
+
+def test_the_task_runs_without_rights_on_a_read_only_root_and_stops_in_time(resources: dict[str, Any]) -> None:
+    task = resources["BackfillTask"]["Properties"]
+    [container] = task["ContainerDefinitions"]
+    assert task["RequiresCompatibilities"] == ["FARGATE"]
+    assert task["RuntimePlatform"]["CpuArchitecture"] == "ARM64"
+    assert container["User"] == "10001:10001"
+    assert container["ReadonlyRootFilesystem"] is True
+    assert container["LinuxParameters"]["Capabilities"] == {"Drop": ["ALL"]}
+    writable = [m["ContainerPath"] for m in container["MountPoints"] if not m["ReadOnly"]]
+    assert writable == [task_environment(resources)["SCHEMAHUB_WORK_DIR"]]
+    assert container["StopTimeout"] > backfill_task.STOP_S + 8
+
+
+def test_the_image_is_the_same_core_with_locked_packages_and_no_rights() -> None:
+    lines = (ROOT / "functions/backfill/Dockerfile").read_text().splitlines()
+    copied = {
+        word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]
+    }
+    assert {path.partition("*")[0].rstrip("/") for path in copied} == {
+        "functions/backfill/requirements.lock",
+        "layers/core/schemahub",
+        "mappings",
+        "functions/backfill/app.py",
+    }
+    assert "USER 10001:10001" in lines
+    assert any("--require-hashes" in line for line in lines)
+    pins = [
+        set(re.findall(r"^([a-z0-9_.-]+==\S+)", (ROOT / name / "requirements.lock").read_text(), re.MULTILINE))
+        for name in ("layers/core", "functions/backfill")
+    ]
+    assert pins[0] < pins[1]
+    assert {pin.partition("==")[0] for pin in pins[1] - pins[0]} >= {"boto3", "botocore"}
+
+
+def test_nothing_comes_in_to_a_task_and_only_https_goes_out(resources: dict[str, Any]) -> None:
+    group = resources["BackfillSecurityGroup"]
+    assert group["Condition"] == "HasBackfillSubnets"
+    assert "SecurityGroupIngress" not in group["Properties"]
+    [rule] = group["Properties"]["SecurityGroupEgress"]
+    assert (rule["IpProtocol"], rule["FromPort"], rule["ToPort"]) == ("tcp", 443, 443)
+
+
+def test_presets_are_those_of_the_code(template: dict[str, Any]) -> None:
+    given = template["Mappings"]["BackfillPresets"]
+    assert {name: (int(p["Workers"]), int(p["Chunks"])) for name, p in given.items()} == backfill_plan.PRESETS
+    assert set(given) == set(template["Parameters"]["BackfillPreset"]["AllowedValues"])
+
+
+@pytest.mark.parametrize(
+    ("parameter", "mapping"), [("BackfillCpu", "BackfillCpus"), ("BackfillMemory", "BackfillMemories")]
+)
+def test_sizes_of_a_task_are_the_same_in_both_units(template: dict[str, Any], parameter: str, mapping: str) -> None:
+    sizes = {int(key): float(*entry.values()) for key, entry in template["Mappings"][mapping].items()}
+    assert sizes == {size: size / 1024 for size in template["Parameters"][parameter]["AllowedValues"]}
 
 
 def test_state_machines_log_errors_without_data_and_are_traced(resources: dict[str, Any]) -> None:
@@ -186,20 +265,22 @@ def test_the_workgroup_binds_its_users(resources: dict[str, Any]) -> None:
     assert configuration["ResultConfiguration"]["EncryptionConfiguration"]
 
 
-def test_the_rule_hears_every_bad_end_of_every_machine(resources: dict[str, Any]) -> None:
+def test_the_rule_hears_every_bad_end_of_all_machines(resources: dict[str, Any]) -> None:
     rule = resources["ExecutionFailedRule"]["Properties"]
     assert rule["EventPattern"]["detail"]["status"] == ["FAILED", "TIMED_OUT", "ABORTED"]
     machines = [arn["Ref"] for arn in rule["EventPattern"]["detail"]["stateMachineArn"]]
-    assert machines == ["IngestStateMachine", "TransformStateMachine", "MaintainStateMachine"]
+    names = ["IngestStateMachine", "TransformStateMachine", "BackfillStateMachine", "MaintainStateMachine"]
+    assert machines == names
     assert rule["Targets"][0]["Arn"]["Fn::GetAtt"][0] == "ReleaseOnFailureFunction"
 
 
-def test_every_machine_has_an_alarm_that_reaches_the_topic(resources: dict[str, Any]) -> None:
+def test_all_machines_have_an_alarm_that_reaches_the_topic(resources: dict[str, Any]) -> None:
     alarms = of_type(resources, "AWS::CloudWatch::Alarm").values()
     failed = [alarm for alarm in alarms if alarm["MetricName"] == "ExecutionsFailed"]
     assert {alarm["Dimensions"][0]["Value"]["Ref"] for alarm in failed} == {
         "IngestStateMachine",
         "TransformStateMachine",
+        "BackfillStateMachine",
         "MaintainStateMachine",
     }
     assert all(a["AlarmActions"] == [{"Ref": "AlarmTopic"}] for a in alarms)
@@ -223,7 +304,10 @@ def test_outputs_are_those_that_the_command_line_reads(template: dict[str, Any])
         "ThrottleTableName",
         "IngestStateMachineArn",
         "TransformStateMachineArn",
+        "BackfillStateMachineArn",
         "MaintainStateMachineArn",
+        "BackfillClusterName",
+        "BackfillRepositoryUri",
         "GlueDatabaseName",
         "AthenaWorkgroupName",
         "AlarmTopicArn",

@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *s
 TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text())
 MACHINES = {
     name: json.loads((ROOT / "statemachines" / f"{name}.asl.json").read_text())
-    for name in ("ingest", "transform", "maintain")
+    for name in ("ingest", "transform", "backfill", "maintain")
 }
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from local import sim_process
+from local import ecs_agent, sim_process
 from local import stack as local_stack
 from local.bring_up import bring_up
 from schemahub.errors import SchemaHubError
@@ -119,6 +119,8 @@ def status(as_json: JsonOption = False) -> None:
         table.add_row("memory", f"{seen.memory_mib:,.0f} MiB with {seen.workers} Lambda workers")
         table.add_row("stack", seen.stack_status or "not deployed")
     table.add_row("simulator", f"[green]up[/] {sim_process.url(sim_port)}" if sim_port else "not running")
+    agent = ecs_agent.running(home) is not None
+    table.add_row("ECS agent", "[green]up[/]" if agent else "not running")
     table.add_row("data", str(home))
     say.result(
         {
@@ -127,6 +129,7 @@ def status(as_json: JsonOption = False) -> None:
             "pid": seen.pid,
             "stack_status": seen.stack_status,
             "simulator": sim_process.url(sim_port) if sim_port else None,
+            "ecs_agent": agent,
             "home": str(home),
             "outputs": dict(seen.outputs),
             "parameters": dict(seen.parameters),
@@ -145,11 +148,13 @@ def logs(
     simulator: Annotated[
         bool, typer.Option("--simulator", help="The simulator's log instead of the embedded AWS's.")
     ] = False,
+    tasks: Annotated[bool, typer.Option("--tasks", help="The log of the ECS tasks (heavy backfills) instead.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """The embedded AWS's log, with what the Lambda functions write."""
     say, home = Say(as_json), local_stack.default_home()
     path = sim_process.log_path(home) if simulator else local_stack.log_path(home)
+    path = ecs_agent.log_path(home) if tasks else path
     if follow and not as_json and path.exists():
         subprocess.run(["tail", "-n", str(lines), "-F", str(path)], check=False)
         return

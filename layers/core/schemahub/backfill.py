@@ -75,6 +75,8 @@ def open_backfill(event: events.OpenBackfill, deps: Deps) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "run": run,
+        # Without its lists: each stream's execution carries it, and a payload is at most 256 KiB.
+        "request": request.model_dump(exclude={"exchanges", "products"}),
         "bucket": deps.settings.bucket,
         "streams_key": key,
         "streams": len(mixed),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,7 +33,7 @@ from schemahub.pacing import PacedExchange
 from schemahub.paging import ColdStart, Expected, paging_of
 from schemahub.runtime import MAX_CHUNK_PAGES, Deps
 from schemahub.seed import SEED_KEY, parse_streams
-from schemahub.streams import PREFIX, TRADES, Chunk, Stream, continuous_prefix
+from schemahub.streams import PREFIX, TRADES, Chunk, RawObject, Stream, continuous_prefix
 
 HEAD_THREADS = 8
 
@@ -222,8 +223,6 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
     paging = paging_of(load_mapping(stream.exchange))
     if chunk.size > paging.most_positions(MAX_CHUNK_PAGES):
         raise BadStateInput(f"a chunk of {chunk.size} positions is larger than any plan makes", stream=stream)
-    if raw.find(deps.objects, stream, chunk) is not None:
-        return {"status": "there"}
     # Fetching is not guarded: raw objects are the same whoever writes them. A lost lease only ends wasted work.
     leases = (lease_of(event), _process_lease(event))
     renewers = [Renewer(deps.locks.keep, lease, deps.clock) for lease in leases if lease]
@@ -232,16 +231,9 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
         for renewer in renewers:
             renewer.tick()
 
-    fetched = paging.fetch(
-        PacedExchange.of(deps, stream.exchange),
-        stream,
-        chunk,
-        deps.clock,
-        tick,
-        link=_link(deps, stream, chunk) if paging.needs_link else None,
-        young_us=deps.clock.now_ms() * 1000 - int(YOUNG_S * 1e6),
-    )
-    raw.store(deps.objects, stream, fetched)
+    _, fetched = make_durable(deps, stream, chunk, tick)
+    if fetched is None:
+        return {"status": "there"}
     deps.count("RequestsSent", fetched.requests)
     deps.count("TradesFetched", len(fetched.texts))
     deps.count("RowsRepeated", fetched.repeated)
@@ -251,6 +243,25 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
     else:
         _say_what_is_lost(deps, stream, fetched)
     return {"status": "fetched"}
+
+
+def make_durable(
+    deps: Deps, stream: Stream, chunk: Chunk, tick: Callable[[], None]
+) -> tuple[RawObject, Fetched | None]:
+    """The raw object of a chunk, and what was fetched for it: None where the object was there already."""
+    if (there := raw.find(deps.objects, stream, chunk)) is not None:
+        return there, None
+    paging = paging_of(load_mapping(stream.exchange))
+    fetched = paging.fetch(
+        PacedExchange.of(deps, stream.exchange),
+        stream,
+        chunk,
+        deps.clock,
+        tick,
+        link=_link(deps, stream, chunk) if paging.needs_link else None,
+        young_us=deps.clock.now_ms() * 1000 - int(YOUNG_S * 1e6),
+    )
+    return raw.store(deps.objects, stream, fetched), fetched
 
 
 def _link(deps: Deps, stream: Stream, chunk: Chunk) -> int | None:

@@ -1,0 +1,13 @@
+"""OpenBackfill: check what is asked for and list the streams of this backfill."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schemahub import backfill, events
+from schemahub.runtime import Deps, handler_of
+
+
+@handler_of(events.OpenBackfill)
+def handler(event: events.OpenBackfill, deps: Deps) -> dict[str, Any]:
+    return backfill.open_backfill(event, deps)

@@ -1,0 +1,13 @@
+"""PlanBackfill: what is missing below the watermark, cut into chunks and tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schemahub import backfill, events
+from schemahub.runtime import Deps, handler_of
+
+
+@handler_of(events.PlanBackfill)
+def handler(event: events.PlanBackfill, deps: Deps) -> dict[str, Any]:
+    return backfill.plan_backfill(event, deps)

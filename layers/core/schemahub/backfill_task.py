@@ -1,0 +1,277 @@
+"""The task of a heavy backfill: hours of chunks in one process, committed as they come, ready to stop at any line.
+
+Threads fetch and make raw objects durable; everything that the lock guards (renewing it, committing, lowering the
+watermark) happens in the thread that called ``run_task``. A task decides nothing about success: what it did not do,
+the state machine finds in the ledger and gives to another one.
+
+    stopped (SIGTERM)   takes no new chunk, gives those in flight STOP_S, commits what is whole, exit code 143
+    paused, cancelled   the same, exit code 0: it was what somebody wanted
+    fence is over       another plan or another backfill is in charge: stops without a commit, exit code 1
+    lock is free        the run failed and was redriven: goes on fetching; the state machine's own step commits
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import resource
+import sys
+import threading
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from schemahub import backfill, coverage, outages
+from schemahub.backfill_plan import TaskSpec
+from schemahub.backfill_pool import Durable, Pool
+from schemahub.commit import Fenced, segment_of
+from schemahub.commit_below import commit_islands, lower
+from schemahub.errors import BadStateInput, LockLost, about
+from schemahub.runtime import Deps, logger
+from schemahub.streams import Chunk, RawObject
+
+BEAT_S = 30.0
+"""The lock is renewed, and pause or cancel noticed, so often."""
+STOP_S = 12.0
+"""What chunks in flight get after a stop. With the last commit it must stay below 20 s (Spot gives 120, ECS 30)."""
+NOTED = ("requests", "chunks_fetched", "chunks_reused", "bytes")
+GROUP, GROUP_S = 20, 5.0
+"""Segments in one commit, and how long a finished one waits for others at most."""
+
+Status = Literal["done", "incomplete", "stopped", "pause", "cancel"]
+EXIT_CODES: dict[Status, int] = {"done": 0, "pause": 0, "cancel": 0, "incomplete": 1, "stopped": 143}
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a task did. ``requests``, ``trades`` and ``bytes`` (stored) are of the chunks that it finished."""
+
+    status: Status
+    chunks: int
+    fetched: int = 0
+    reused: int = 0
+    committed: int = 0
+    missing: int = 0
+    requests: int = 0
+    trades: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    peak_rss_mib: float = 0.0
+    errors: dict[str, int] | None = None
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.status]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Tally:
+    """What has been done since the last beat, and in all."""
+
+    total: Counter[str]
+    noted: Counter[str]
+
+    def new(self) -> dict[str, int]:
+        """What was added since the last call."""
+        added = self.total - self.noted
+        self.noted = self.total.copy()
+        return dict(added)
+
+
+class Committer:
+    """The guarded side of a task: its lease, its commits, its heartbeat. Used by one thread."""
+
+    def __init__(self, deps: Deps, spec: TaskSpec, stop: threading.Event, source: str, beat_s: float = BEAT_S) -> None:
+        self.deps, self.spec, self.stop, self.source = deps, spec, stop, source
+        self.wish = "run"
+        self.guarded = True
+        self.tally = Tally(Counter(), Counter())
+        self._beat_ms = round(beat_s * 1000)
+        self._beaten_ms: int | None = None
+        self._noted_ms = deps.clock.now_ms()
+        self._waiting: list[RawObject] = []
+        self._since_ms = 0
+
+    def beat(self, *, now: bool = False) -> None:
+        """Renew the lock, look at what is wanted, note the progress; does nothing until it is time.
+
+        Raises:
+            LockLost: another plan, or another execution, is in charge now.
+        """
+        ms = self.deps.clock.now_ms()
+        if not now and self._beaten_ms is not None and ms - self._beaten_ms < self._beat_ms:
+            return
+        self._beaten_ms = ms
+        self._renew()
+        wish = backfill.wanted(self.deps, self.spec.run)
+        if wish != "run" and self.wish == "run":
+            logger.warning("the backfill is to end early", extra={"wanted": wish})
+            self.wish = wish
+            self.stop.set()
+        self._note()
+
+    def _renew(self) -> None:
+        try:
+            self.deps.locks.renew(self.spec.lease)
+        except LockLost:
+            if self.deps.locks.holder(self.spec.lease.lock_id) is not None:
+                raise
+            # Released by the failure rule, then redriven: what is fetched now is committed by the state machine.
+            self.guarded = False
+
+    def add(self, raw: RawObject) -> None:
+        """A durable object, to be committed soon."""
+        if not self._waiting:
+            self._since_ms = self.deps.clock.now_ms()
+        self._waiting.append(raw)
+        if len(self._waiting) >= GROUP:
+            self.commit()
+
+    def commit_if_due(self) -> None:
+        """Commit what has waited long enough for others."""
+        if self._waiting and self.deps.clock.now_ms() - self._since_ms >= GROUP_S * 1000:
+            self.commit()
+
+    def commit(self) -> None:
+        """Commit what waits.
+
+        Raises:
+            LockLost: the fence is over: nothing was written.
+        """
+        waiting, self._waiting = self._waiting, []
+        if not waiting or not self.guarded:
+            return
+        deps, spec, now = self.deps, self.spec, self.deps.clock.now_ms()
+        segments = [segment_of(spec.stream, raw, spec.run, self.source, now) for raw in waiting]
+        outcome = commit_islands(deps.ledger, deps.locks, spec.lease, segments, deps.clock)
+        if isinstance(outcome, Fenced):
+            self._renew()  # raises, unless the lock is free
+            return
+        self.tally.total["segments"] += len(segments)
+
+    def close(self) -> None:
+        """The last commit, the watermark over what is continuous now, the last note of the progress."""
+        self.commit()
+        if self.guarded:
+            lower(self.deps.ledger, self.deps.locks, self.spec.lease, self.spec.stream, self.deps.clock)
+        self._note()
+
+    def _note(self) -> None:
+        """What is new since the last note, and the time that it took."""
+        now = self.deps.clock.now_ms()
+        new = self.tally.new()
+        backfill.count(
+            self.deps, self.spec.stream, self.spec.run, **{name: new.get(name, 0) for name in NOTED},
+            seconds=(now - self._noted_ms) / 1000,
+        )  # fmt: skip
+        self._noted_ms = now
+
+
+def read_spec(deps: Deps, key: str) -> TaskSpec:
+    """The task that a plan wrote.
+
+    Raises:
+        BadStateInput: there is none, or it is not one of this release.
+    """
+    body = deps.objects.get(key)
+    if body is None:
+        raise BadStateInput(f"the task {key} is gone", remedy="Start the backfill again: it plans what is missing.")
+    try:
+        return TaskSpec.from_json(json.loads(body))
+    except ValueError as error:
+        raise BadStateInput(f"the task {key} is not JSON: {error}") from error
+
+
+def run_task(
+    deps: Deps, spec: TaskSpec, stop: threading.Event, work_dir: Path | None = None, *, beat_s: float = BEAT_S
+) -> TaskResult:
+    """Do one task, or as much of it as there is time for until ``stop``.
+
+    Args:
+        work_dir: where an archive may be spooled; a REST task writes no files.
+
+    Raises:
+        LockLost: somebody else is in charge of what lies below the stream's watermark.
+        CorruptState, StoreError: the ledger cannot be written; what is durable is found by the next attempt.
+    """
+    began = deps.clock.now_ms()
+    committer = Committer(deps, spec, stop, spec.kind, beat_s)
+    with about(spec.stream), outages.named():
+        committer.beat(now=True)
+        tally = committer.tally.total
+        todo = uncommitted(deps, spec)
+        tally["chunks_reused"] = len(spec.chunks) - len(todo)
+        pool = Pool(replace(deps, metrics=None), spec, todo, stop)
+        try:
+            _collect(pool, committer, stop)
+        finally:
+            pool.abandon.set()
+        committer.close()
+    missing = len(spec.chunks) - tally["chunks_fetched"] - tally["chunks_reused"]
+    status: Status = "incomplete" if missing else "done"
+    if missing and stop.is_set() and not pool.given_up:
+        status = "stopped" if committer.wish == "run" else committer.wish  # type: ignore[assignment]
+    result = TaskResult(
+        status=status,
+        chunks=len(spec.chunks),
+        fetched=tally["chunks_fetched"],
+        reused=tally["chunks_reused"],
+        committed=tally["segments"],
+        missing=missing,
+        requests=tally["requests"],
+        trades=tally["trades"],
+        bytes=tally["bytes"],
+        seconds=(deps.clock.now_ms() - began) / 1000,
+        peak_rss_mib=peak_rss_mib(),
+        errors=dict(pool.errors),
+    )
+    deps.count("RequestsSent", result.requests)
+    deps.count("TradesFetched", result.trades)
+    deps.count("SegmentsCommitted", result.committed)
+    return result
+
+
+def uncommitted(deps: Deps, spec: TaskSpec) -> list[Chunk]:
+    """The task's chunks that no segment holds yet: an earlier attempt may have committed the others."""
+    parts = coverage.missing(deps.ledger, spec.stream, spec.within)
+    firsts = [part.first for part in parts]
+
+    def is_missing(chunk: Chunk) -> bool:
+        at = bisect.bisect_right(firsts, chunk.first) - 1
+        return at >= 0 and chunk.last <= parts[at].last
+
+    return [chunk for chunk in spec.chunks if is_missing(chunk)]
+
+
+def _collect(pool: Pool, committer: Committer, stop: threading.Event) -> None:
+    """Take what the threads finish until they are through, or until a stop's patience has ended."""
+    clock = committer.deps.clock
+    deadline: int | None = None
+    while pool.working or not pool.finished.empty():
+        if stop.is_set() and deadline is None:
+            deadline = clock.now_ms() + round(STOP_S * 1000)
+        if deadline is not None and clock.now_ms() >= deadline:
+            logger.warning("chunks in flight are abandoned", extra={"chunks": pool.working})
+            return
+        for chunk in pool.take():
+            _count(committer.tally.total, chunk)
+            committer.add(chunk.raw)
+        committer.commit_if_due()
+        committer.beat()
+
+
+def _count(tally: Counter[str], chunk: Durable) -> None:
+    tally["chunks_fetched" if chunk.fetched else "chunks_reused"] += 1
+    tally["requests"] += chunk.requests
+    tally["trades"] += chunk.trades
+    tally["bytes"] += chunk.bytes
+
+
+def peak_rss_mib() -> float:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
