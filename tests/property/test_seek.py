@@ -56,3 +56,16 @@ def test_the_first_trade_that_is_not_older_is_found(
     assert not before, "a trade that is not older lies before the place"
     assert not behind, "the place is not at the trade, nor in the hole before it"
     assert len(asked) <= 2 * math.ceil(math.log2(last - first + 2)) + 2
+
+
+def test_a_leap_in_time_does_not_make_it_walk() -> None:
+    """By interpolation alone each question would be the next id."""
+    line, asked = Interval(0, 1_000_000), []
+
+    def ask(at: int) -> list[Row]:
+        asked.append(at)
+        return [row(at, at if at < line.last else 10**18)]
+
+    for descending in (False, True):
+        assert first_at(500_000, line, ask, descending) == 500_000
+    assert len(asked) <= 2 * 42

@@ -324,6 +324,10 @@ def test_archive_files_come_first_and_what_they_lack_is_asked_for(world: World, 
         event = parse_event(events.PlanBackfill, {"schema_version": 1, **payload})
         return backfill.plan_backfill(event, world.deps, files)
 
+    settings = world.deps.settings
+    world.deps.settings = replace(settings, backfill_ecs=False)
+    assert (plan()["source"], asked) == ("rest", []), "functions take no files"
+    world.deps.settings = settings
     first = plan()
     assert (first["source"], first["route"], first["tasks"], first["chunks"]) == ("archive", "ecs", 1, 0)
     spec = run.specs(first)[0]

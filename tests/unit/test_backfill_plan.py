@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from schemahub import cost
 from schemahub.backfill_plan import (
+    FILE_ROWS_PER_SECOND,
     MAX_TASKS,
     PRESETS,
     TASK_S,
@@ -19,6 +20,7 @@ from schemahub.backfill_plan import (
     TaskSpec,
     Wanted,
     estimate,
+    estimate_files,
     number_of_tasks,
     pages_per_second,
     route,
@@ -89,6 +91,14 @@ def test_an_estimate_is_the_limits_arithmetic() -> None:
     # 25 hours of half a core and a gigabyte, 1.3 million writes, 900 batches of a million rows: dollars.
     assert 1 < large.usd < 10
     assert json.loads(json.dumps(large.to_json()))["route"] == "ecs"
+
+
+def test_files_are_not_paced_by_the_exchanges_limit() -> None:
+    found = estimate_files(100_000_000, 30, Means(rate=10.0, tasks=4))
+    assert (found.route, found.tasks, found.chunks, found.requests) == ("ecs", 4, 30, 60)
+    assert found.seconds == 100_000_000 / (4 * FILE_ROWS_PER_SECOND)
+    assert found.ecs_seconds == 4 * found.seconds
+    assert estimate_files(0, 2, Means(rate=10.0)).tasks == 2
 
 
 def test_waiting_is_cheaper_in_a_task_than_in_functions() -> None:

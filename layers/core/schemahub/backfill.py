@@ -24,6 +24,7 @@ from schemahub.backfill_plan import (
     TaskSpec,
     Wanted,
     estimate,
+    estimate_files,
     number_of_tasks,
     pages_per_second,
     split,
@@ -162,10 +163,15 @@ def foresee(
     archive_files: ArchiveFiles = no_archives,
 ) -> tuple[list[Chunk], Sequence[tuple[dict[str, Any], Interval]], Estimate]:
     """Chunks or files of the missing ranges, and what they take. May ask the exchange, writes nothing."""
-    files = archive_files(deps, stream, parts) if request.archives else ()
-    chunks, expected = cut_missing(deps, stream, parts) if not files else ([], Expected(0, 2 * len(files)))
-    forced: Route | None = "ecs" if files else None if request.route == "auto" else request.route
-    return chunks, files, estimate(expected, len(chunks) or len(files), means_of(deps, stream, request), forced)
+    # A file is more than a function has time and room for.
+    by_files = request.archives and deps.settings.backfill_ecs and request.route != "lambda"
+    means, files = means_of(deps, stream, request), archive_files(deps, stream, parts) if by_files else ()
+    if files:
+        counted = paging_of(load_mapping(stream.exchange)).counted
+        return [], files, estimate_files(sum(p.size for p in parts) if counted else 0, len(files), means)
+    chunks, expected = cut_missing(deps, stream, parts)
+    forced: Route | None = None if request.route == "auto" else request.route
+    return chunks, files, estimate(expected, len(chunks), means, forced)
 
 
 def _within(deps: Deps, stream: Stream, asked: Wanted, key: str) -> Interval | None:

@@ -24,9 +24,11 @@ PRESETS = {"small": (3, 5), "medium": (5, 9), "large": (10, 20)}
 """Workers of a task and the chunks that each has in hand at a time."""
 REQUEST_S = 0.2
 """From question to answer, where no limit is in the way."""
+FILE_ROWS_PER_SECOND = 50_000
+"""Rows of an archive's file that a task of half a virtual CPU takes, from the download to the commit. Assumed, not
+measured on Fargate."""
 TASK_S = 3600.0
 """Work of one task at the allowed rate: what a task that is lost may have held up."""
-LONGEST_LAMBDA_S = 900.0
 MAX_TASKS = 1000
 MAX_PLAN = 250_000
 """Chunks of one stream in one plan."""
@@ -161,15 +163,26 @@ def estimate(expected: Expected, chunks: int, means: Means, forced: Route | None
         way = "lambda"
     tasks = tasks_at_a_time(chunks, means) if way == "ecs" else 0
     seconds = requests * (by_lambda if way == "lambda" else max(1 / means.rate, REQUEST_S / (tasks * means.parallel)))
+    return _estimate(expected, chunks, means, way, tasks, seconds)
+
+
+def estimate_files(trades: int, files: int, means: Means) -> Estimate:
+    """What a task for each of so many files of an archive takes; ``trades`` 0 where positions say nothing of them."""
+    tasks = min(means.tasks, files)
+    seconds = trades / (FILE_ROWS_PER_SECOND * tasks)
+    return _estimate(Expected(trades, 2 * files), files, means, "ecs", tasks, seconds)
+
+
+def _estimate(expected: Expected, chunks: int, means: Means, way: Route, tasks: int, seconds: float) -> Estimate:
     lambda_s = min(LAMBDA_FETCHERS, chunks) * seconds if way == "lambda" else 0.0
     ecs_s = tasks * seconds
     work = cost.Work(
-        streams=1, chunks=chunks, requests=requests, trades=expected.trades, seconds=seconds,
+        streams=1, chunks=chunks, requests=expected.requests, trades=expected.trades, seconds=seconds,
         tasks=number_of_tasks(chunks, seconds, tasks), ecs_vcpu_seconds=ecs_s * means.vcpu,
         ecs_gb_seconds=ecs_s * means.memory_gb,
     )  # fmt: skip
-    kept = round(expected.trades * (cost.RAW_BYTES + cost.PARQUET_BYTES))
-    return Estimate(chunks, expected.trades, requests, seconds, way, tasks, lambda_s, ecs_s, kept, cost.bill(work).usd)
+    kept, usd = round(expected.trades * (cost.RAW_BYTES + cost.PARQUET_BYTES)), cost.bill(work).usd
+    return Estimate(chunks, expected.trades, expected.requests, seconds, way, tasks, lambda_s, ecs_s, kept, usd)
 
 
 def tasks_at_a_time(chunks: int, means: Means) -> int:
