@@ -18,6 +18,7 @@ SECTIONS = (
     ("Transform, one core, zstd JSON lines to Parquet on disk", "transform", ("--rows", "200000", "--repeat", "1")),
     ("Query, DuckDB over the table's files on local disk", "query", ("--rows", "500000", "--repeat", "1")),
     ("Verify, one core, one stream on local disk", "verify", ("--rows", "200000")),
+    ("Filling back history beside plain scripts", "backfill", ("--trades", "20000", "--latency-ms", "0")),
     ("Shared token bucket under 16 threads", "throttle", ("--requests", "5")),
 )
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from schemahub import SCHEMA_VERSION
 from schemahub.errors import BadStateInput
 from schemahub.events import MAX_PAYLOAD_BYTES
@@ -15,6 +17,8 @@ from schemahub_cli.output import StackUnreachable
 from schemahub_cli.target import Target
 
 RUNNING = "RUNNING"
+REFUSALS = ("ExecutionNotRedrivable", "ExecutionLimitExceeded", "InvalidAction", "UnknownOperationException")
+"""How a redrive is refused; the last two by an embedded AWS that has none (MiniStack: HTTP 400 ``InvalidAction``)."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,9 @@ class Execution:
     output: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     cause: str | None = None
+    input: dict[str, Any] = field(default_factory=dict)
+    redrive_status: str | None = None
+    """``REDRIVABLE`` or why not; None from an embedded AWS, which does not say."""
 
     @property
     def name(self) -> str:
@@ -92,10 +99,23 @@ def describe(target: Target, arn: str) -> Execution:
         seen["status"],
         _utc(seen["startDate"]),
         _utc(seen["stopDate"]) if seen.get("stopDate") else None,
-        _output(seen.get("output")),
+        _document(seen.get("output")),
         seen.get("error"),
         seen.get("cause"),
+        _document(seen.get("input")),
+        seen.get("redriveStatus"),
     )
+
+
+def redrive(target: Target, arn: str) -> str | None:
+    """Continue a failed execution at what failed; None when done, otherwise why Step Functions refuses."""
+    try:
+        target.client("stepfunctions").redrive_execution(executionArn=arn)
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in REFUSALS:
+            raise
+        return f"{error.response['Error']['Code']}: {error.response['Error'].get('Message', '')}"
+    return None
 
 
 def failed_children(target: Target, arn: str) -> int:
@@ -108,7 +128,7 @@ def failed_children(target: Target, arn: str) -> int:
     return failed
 
 
-def _output(text: str | None) -> dict[str, Any]:
+def _document(text: str | None) -> dict[str, Any]:
     value = json.loads(text) if text else {}
     return value if isinstance(value, dict) else {}
 

@@ -24,6 +24,9 @@ MARKS = {
     "committed": "[green]✓[/]",
     "nothing new": "[green]=[/]",
     "busy": "[yellow]![/]",
+    "paused": "[yellow]‖[/]",
+    "cancelled": "[yellow]×[/]",
+    "failed": "[red]×[/]",
 }
 
 
@@ -100,7 +103,7 @@ def _row(s: StreamProgress) -> list[RenderableType]:
         f"{s.stream.exchange} {s.stream.product}",
         bar,
         Text(count, justify="right"),
-        Text(s.phase, style="dim"),
+        Text(f"{s.phase} {s.note}".rstrip(), style="dim"),
     ]
 
 

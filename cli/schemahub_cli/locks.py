@@ -20,7 +20,9 @@ def release_dead(where: Target) -> list[str]:
     from schemahub.ingest import process_lock, read_seed
 
     locks = where.deps.locks
-    held = [*map(process_lock, exchanges()), *(s.lock_id for s in read_seed(where.deps)), PUBLISH_LOCK]
+    streams = read_seed(where.deps)
+    held = [*map(process_lock, exchanges()), *(s.lock_id for s in streams), PUBLISH_LOCK]
+    held += [s.backfill_lock_id for s in streams]
     holders = {lease.run for lock_id in held if (lease := locks.holder(lock_id))}
     dead = [run for run in sorted(holders) if not _is_running(where, run)]
     return [lock_id for run in dead for lock_id in locks.release_run(run)]

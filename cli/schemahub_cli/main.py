@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from schemahub_cli.commands import exchange, gaps, local, pipeline, query, seed, state, status, verify
+from schemahub_cli.commands import backfill, exchange, gaps, local, pipeline, query, replay, seed, state, status, verify
 
 EPILOG = (
     "Exit codes: 0 done · 1 failed, with a named error · 2 wrong usage · 3 stack not found or unreachable · "
@@ -63,6 +63,8 @@ app.command("query")(query.query)
 app.command("status")(status.status)
 app.command("gaps")(gaps.gaps)
 app.command("verify")(verify.verify)
+app.command("replay")(replay.run)
+app.add_typer(backfill.app, name="backfill")
 app.add_typer(state.app, name="state")
 app.add_typer(exchange.app, name="exchange")
 app.add_typer(local.app, name="local")

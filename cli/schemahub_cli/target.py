@@ -71,6 +71,10 @@ class Target:
     def transform_arn(self) -> str:
         return self.outputs["TransformStateMachineArn"]
 
+    def machine_arn(self, name: str) -> str | None:
+        """A state machine's ARN by its name (``ingest``); None for one that an older stack does not have."""
+        return self.outputs.get(f"{name.capitalize()}StateMachineArn")
+
     @property
     def stage(self) -> str:
         """``local`` of ``schemahub-local-ingest``."""

@@ -63,6 +63,11 @@ class StreamProgress:
         return max(len(self.chunks or ()), -(-self.trades // page_size))
 
     @property
+    def note(self) -> str:
+        """What people want to know beside the phase."""
+        return ""
+
+    @property
     def phase(self) -> str:
         if self.outcome == "busy":
             return "busy"

@@ -21,7 +21,12 @@ ECS = {
     "BackfillPublicIp": "ENABLED",
 }
 ROOT = Path(__file__).resolve().parents[2]
-MACHINES = {"IngestStateMachine": "ingest", "TransformStateMachine": "transform", "BackfillStateMachine": "backfill"}
+MACHINES = {
+    "IngestStateMachine": "ingest",
+    "TransformStateMachine": "transform",
+    "BackfillStateMachine": "backfill",
+    "MaintainStateMachine": "maintain",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -89,13 +89,13 @@ def test_every_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None
     roles = [
         r["Properties"]["Role"]["Fn::GetAtt"][0] for r in resources.values() if r["Type"] == "AWS::Lambda::Function"
     ]
-    assert len(roles) == len(set(roles)) == 14
+    assert len(roles) == len(set(roles)) == 15
     machines = [
         r["Properties"]["RoleArn"]["Fn::GetAtt"][0]
         for r in resources.values()
         if r["Type"] == "AWS::StepFunctions::StateMachine"
     ]
-    assert len({*machines, *roles}) == 17
+    assert len({*machines, *roles}) == 19
 
 
 def test_no_role_has_a_policy_made_by_aws(resources: dict[str, Any]) -> None:
@@ -113,7 +113,7 @@ def test_nobody_may_delete_an_item_or_an_object(resources: dict[str, Any]) -> No
 
 def test_only_committers_may_check_a_lock_inside_a_transaction_and_put_segments(resources: dict[str, Any]) -> None:
     checkers = {name for name, s in statements(resources) if "dynamodb:ConditionCheckItem" in as_list(s["Action"])}
-    committers = {"CommitSegmentsRole", "CommitBackfillRole", "BackfillTaskRole"}
+    committers = {"CommitSegmentsRole", "CommitBackfillRole", "BackfillTaskRole", "MaintainRole"}
     assert checkers == committers | {"PlanBackfillRole"}  # which lowers a watermark over what is committed
     assert all("dynamodb:PutItem" in actions_of(resources, role) for role in committers)
     assert "dynamodb:PutItem" not in actions_of(resources, "PlanBackfillRole")
@@ -152,6 +152,16 @@ def test_only_fetch_writes_originals(resources: dict[str, Any]) -> None:
     assert writers == {"FetchChunkRole", "BackfillTaskRole"}
 
 
+def test_maintain_writes_fills_and_no_other_originals(resources: dict[str, Any]) -> None:
+    written = {
+        text(r)
+        for _, s in statements({"MaintainRole": resources["MaintainRole"]})
+        if "s3:PutObject" in as_list(s["Action"])
+        for r in as_list(s["Resource"])
+    }
+    assert {r.split("/schemahub/")[1] for r in written} == {"plans/*", "raw_*_fills/*"}
+
+
 def test_a_role_writes_logs_only_to_its_own_group(resources: dict[str, Any]) -> None:
     for name, statement in statements(resources):
         if statement.get("Sid") == "WriteOwnLog":
@@ -161,7 +171,7 @@ def test_a_role_writes_logs_only_to_its_own_group(resources: dict[str, Any]) -> 
 def test_state_machines_invoke_exactly_the_functions_they_name(
     template: dict[str, Any], resources: dict[str, Any]
 ) -> None:
-    for machine in ("IngestStateMachine", "TransformStateMachine", "BackfillStateMachine"):
+    for machine in ("IngestStateMachine", "TransformStateMachine", "BackfillStateMachine", "MaintainStateMachine"):
         allowed = {
             text(r)
             for name, s in statements({"role": resources[f"{machine}Role"]})
@@ -174,7 +184,7 @@ def test_state_machines_invoke_exactly_the_functions_they_name(
 
 
 def test_a_distributed_map_may_run_and_be_redriven(resources: dict[str, Any]) -> None:
-    for machine in ("Ingest", "Transform", "Backfill"):
+    for machine in ("Ingest", "Transform", "Backfill", "Maintain"):
         assert {
             "states:StartExecution",
             "states:RedriveExecution",

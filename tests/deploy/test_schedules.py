@@ -124,20 +124,31 @@ def test_bad_expressions_are_found(expression: str) -> None:
 
 
 def test_the_schedules_of_the_template_and_of_samconfig_are_valid(template: dict[str, Any]) -> None:
-    expressions = [template["Parameters"]["IngestSchedule"]["Default"]]
+    names = ("IngestSchedule", "MaintainSchedule")
+    expressions = [template["Parameters"][name]["Default"] for name in names]
     for environment in tomllib.loads((ROOT / "samconfig.toml").read_text()).values():
         if isinstance(environment, dict):
             for override in environment["deploy"]["parameters"]["parameter_overrides"]:
                 name, _, value = override.partition("=")
-                if name == "IngestSchedule":
+                if name in names:
                     expressions.append(value)
-    assert len(expressions) > 1
+    assert len(expressions) > len(names)
     assert {expression: problem(expression) for expression in expressions} == dict.fromkeys(expressions)
 
 
-def test_the_schedule_has_no_name_of_its_own_and_can_be_switched_off(resources: dict[str, Any]) -> None:
-    [schedule] = [r["Properties"] for r in resources.values() if r["Type"] == "AWS::Scheduler::Schedule"]
-    assert "Name" not in schedule  # a second stage in the account would collide
-    assert schedule["ScheduleExpression"] == {"Ref": "IngestSchedule"}
-    assert schedule["State"] == {"Ref": "ScheduleState"}
-    assert schedule["Target"]["Input"] == '{"schema_version": 1}'
+def test_the_schedules_have_no_names_of_their_own_and_can_be_switched_off(resources: dict[str, Any]) -> None:
+    schedules = [r["Properties"] for r in resources.values() if r["Type"] == "AWS::Scheduler::Schedule"]
+    assert sorted(s["ScheduleExpression"]["Ref"] for s in schedules) == ["IngestSchedule", "MaintainSchedule"]
+    for schedule in schedules:
+        assert "Name" not in schedule  # a second stage in the account would collide
+        assert schedule["State"] == {"Ref": "ScheduleState"}
+        assert schedule["Target"]["Input"] == '{"schema_version": 1}'
+
+
+def test_the_schedules_do_not_always_meet(template: dict[str, Any]) -> None:
+    """A run holds the streams that the other wants: were one interval a multiple of the other, it always would."""
+    hours = [
+        int(re.fullmatch(r"rate\((\d+) hours\)", template["Parameters"][name]["Default"])[1])  # type: ignore[index]
+        for name in ("IngestSchedule", "MaintainSchedule")
+    ]
+    assert max(hours) % min(hours)

@@ -61,12 +61,14 @@ def test_sections_follow_the_data(template: dict[str, Any]) -> None:
         "ListPendingFunction",
         "TransformBatchFunction",
         "PublishFunction",
+        "MaintainFunction",
         "ReleaseOnFailureFunction",
         "BackfillCluster",
         "BackfillTask",
         "TransformStateMachine",
         "IngestStateMachine",
         "BackfillStateMachine",
+        "MaintainStateMachine",
         "Database",
         "Workgroup",
         "AlarmTopic",
@@ -128,7 +130,7 @@ def test_the_index_of_pending_segments_is_sparse(resources: dict[str, Any]) -> N
 
 def test_every_function_is_arm64_traced_and_bounded(resources: dict[str, Any]) -> None:
     functions = of_type(resources, "AWS::Lambda::Function")
-    assert len(functions) == 14
+    assert len(functions) == 15
     for name, function in functions.items():
         assert function["Runtime"] == "python3.13", name
         assert function["Architectures"] == ["arm64"], name
@@ -151,7 +153,7 @@ def test_every_function_has_a_log_group_with_the_retention_parameter(resources: 
         group = groups[function["LoggingConfig"]["LogGroup"]["Ref"]]
         assert group["LogGroupName"]["Fn::Sub"] == "/aws/lambda/" + function["FunctionName"]["Fn::Sub"], name
     assert all(group["RetentionInDays"] == {"Ref": "LogRetentionDays"} for group in groups.values())
-    assert len(groups) == 18
+    assert len(groups) == 20
 
 
 def test_the_environment_is_what_the_code_reads(resources: dict[str, Any]) -> None:
@@ -267,7 +269,8 @@ def test_the_rule_hears_every_bad_end_of_all_machines(resources: dict[str, Any])
     rule = resources["ExecutionFailedRule"]["Properties"]
     assert rule["EventPattern"]["detail"]["status"] == ["FAILED", "TIMED_OUT", "ABORTED"]
     machines = [arn["Ref"] for arn in rule["EventPattern"]["detail"]["stateMachineArn"]]
-    assert machines == ["IngestStateMachine", "TransformStateMachine", "BackfillStateMachine"]
+    names = ["IngestStateMachine", "TransformStateMachine", "BackfillStateMachine", "MaintainStateMachine"]
+    assert machines == names
     assert rule["Targets"][0]["Arn"]["Fn::GetAtt"][0] == "ReleaseOnFailureFunction"
 
 
@@ -278,6 +281,7 @@ def test_all_machines_have_an_alarm_that_reaches_the_topic(resources: dict[str, 
         "IngestStateMachine",
         "TransformStateMachine",
         "BackfillStateMachine",
+        "MaintainStateMachine",
     }
     assert all(a["AlarmActions"] == [{"Ref": "AlarmTopic"}] for a in alarms)
 
@@ -301,6 +305,7 @@ def test_outputs_are_those_that_the_command_line_reads(template: dict[str, Any])
         "IngestStateMachineArn",
         "TransformStateMachineArn",
         "BackfillStateMachineArn",
+        "MaintainStateMachineArn",
         "BackfillClusterName",
         "BackfillRepositoryUri",
         "GlueDatabaseName",

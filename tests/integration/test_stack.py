@@ -27,6 +27,7 @@ OUTPUTS = {
     "ThrottleTableName",
     "IngestStateMachineArn",
     "TransformStateMachineArn",
+    "MaintainStateMachineArn",
     "GlueDatabaseName",
     "AthenaWorkgroupName",
     "AlarmTopicArn",

@@ -184,6 +184,9 @@ class Books:
     def watermark(self, stream: Stream) -> Any:
         return SimpleNamespace(low=11, high=20) if stream == BTC else None
 
+    def lowest(self, stream: Stream) -> int | None:
+        return 11 if stream == BTC else None
+
     def segments(self, stream: Stream) -> Iterator[Any]:
         if stream != BTC:
             return
@@ -237,6 +240,9 @@ def test_the_proof_of_a_stream_of_times_counts_texts(spoil: str, missing: int, d
     class Times:
         def watermark(self, stream: Stream) -> Any:
             return SimpleNamespace(low=100 * second, high=200 * second - 1)
+
+        def lowest(self, stream: Stream) -> int | None:
+            return 100 * second if stream == bybit else None
 
         def segments(self, stream: Stream) -> Iterator[Any]:
             if stream == bybit:

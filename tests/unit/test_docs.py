@@ -19,7 +19,8 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("**/*.md"))]
 TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text())
 MACHINES = {
-    name: json.loads((ROOT / "statemachines" / f"{name}.asl.json").read_text()) for name in ("ingest", "transform")
+    name: json.loads((ROOT / "statemachines" / f"{name}.asl.json").read_text())
+    for name in ("ingest", "transform", "backfill", "maintain")
 }
 
 

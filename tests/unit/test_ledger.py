@@ -52,6 +52,15 @@ def test_segments_come_back_as_they_were_committed(stores: Stores) -> None:
     assert stores.ledger.watermark(ETH) is None
 
 
+def test_the_segment_that_holds_a_position(stores: Stores) -> None:
+    assert stores.ledger.segment_at(STREAM, 111) == segment(111, 120)
+    assert stores.ledger.segment_at(STREAM, 119) == segment(111, 120)
+    assert stores.ledger.segment_at(STREAM, 130) == segment(121, 130)
+    assert stores.ledger.segment_at(STREAM, 131) is None
+    assert stores.ledger.segment_at(STREAM, 100) is None
+    assert stores.ledger.segment_at(ETH, 111) is None
+
+
 def test_positions_of_19_digits_keep_their_order(stores: Stores) -> None:
     stores.ledger.restore(
         ETH,

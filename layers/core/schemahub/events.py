@@ -263,3 +263,19 @@ class CommitBackfill(Step):
 class CloseBackfill(Step):
     execution: Execution
     run: Run
+
+
+class MaintainInput(Payload):
+    """What a person or the schedule may say when starting ``maintain``: nothing but the version."""
+
+    schema_version: int = 1
+
+
+class MaintainStep(Step):
+    action: Literal["open", "repair", "close"]
+    execution: Execution
+    input: MaintainInput | None = None
+    run: Run | None = None
+    stream: StreamRef | None = None
+    holes: list[Position] = Field(default=[], max_length=10_000)
+    """Where the holes to ask for begin."""

@@ -85,6 +85,15 @@ class Ledger:
         item = self._get(stream, _segment_item(first))
         return _segment(item) if item else None
 
+    def segment_at(self, stream: Stream, position: int) -> Segment | None:
+        """The committed segment that holds a position."""
+        condition = Key("stream").eq(str(stream)) & Key("item").between("segment#", _segment_item(position))
+        newest = {"ScanIndexForward": False, "Limit": 1}
+        for item in self._query(KeyConditionExpression=condition, ConsistentRead=True, **newest):
+            segment = _segment(item)
+            return segment if segment.last >= position else None
+        return None
+
     def pending(self) -> Iterator[Segment]:
         """Segments that are not marked as published, by stream and position.
 

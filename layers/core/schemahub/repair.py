@@ -11,31 +11,15 @@ from dataclasses import dataclass
 
 from schemahub import raw
 from schemahub.commit import Committed, Fenced, segment_of, settle_hole
-from schemahub.errors import (
-    EmptyPage,
-    ExchangeUnavailable,
-    IncompletePage,
-    LockLost,
-    MalformedResponse,
-    RateLimited,
-    ResponseInterrupted,
-    UnknownProduct,
-)
+from schemahub.errors import LockLost
 from schemahub.fetch import Fetched
-from schemahub.holes import HALT_S, Hole, Look, after_look, committed_holes, neighbours, pace, with_fills
+from schemahub.holes import Hole, Look, after_look, committed_holes, with_fills
 from schemahub.locks import Lease, Renewer
 from schemahub.mappings import load_mapping
-from schemahub.pacing import PacedExchange
-from schemahub.paging import paging_of
+from schemahub.paths import look_along, others_first, paths_of
 from schemahub.runtime import Deps
-from schemahub.streams import Chunk, Interval, Segment, Stream, gaps
+from schemahub.streams import Segment, Stream
 
-SILENT = (EmptyPage, IncompletePage, UnknownProduct)
-"""Answers that neither show the missing ids nor prove that they are skipped."""
-PASSING = (ExchangeUnavailable, RateLimited, MalformedResponse, ResponseInterrupted)
-LOOK_TRIES = 4
-PAUSE_S = 2.0
-PACE_IDS = 100
 MAX_FILLS = 90
 """Fills that one transaction takes beside the hole and the lock (TransactWriteItems: 100 actions)."""
 
@@ -62,20 +46,31 @@ def holes_of(deps: Deps, stream: Stream) -> list[Hole]:
 
 
 def repair_stream(
-    deps: Deps, stream: Stream, owner: str, *, again: bool = False, dry_run: bool = False
+    deps: Deps,
+    stream: Stream,
+    owner: str,
+    *,
+    again: bool = False,
+    dry_run: bool = False,
+    holes: Sequence[Hole] | None = None,
+    run: str | None = None,
+    attempt: int = 0,
 ) -> Iterator[Repaired]:
     """Look at every hole of a stream that is not proved (with ``again``: at proved ones too), one after the other.
 
     Each hole is settled by itself, so that a repair that is stopped loses nothing.
 
     Args:
-        owner: who takes the stream's lock; unique to this call.
+        owner: who takes the stream's lock; unique to this call, or the execution that may take it again.
+        holes: only these, in this order; all of the stream's by default.
+        run: the execution that the lock belongs to, where a rule releases it after a failure; ``attempt`` its redrives.
 
     Raises:
         LockBusy: a run works on the stream. LockLost: another took the lock; nothing more was written.
         ExchangeError, ThrottleError: the exchange cannot be asked now.
     """
-    todo = [hole for hole in holes_of(deps, stream) if hole.left and (again or not hole.proved)]
+    known = holes_of(deps, stream) if holes is None else holes
+    todo = [hole for hole in known if hole.left and (again or not hole.proved)]
     if not todo:
         return
     if dry_run:
@@ -83,14 +78,14 @@ def repair_stream(
             look, _ = _look(deps, hole, lambda: None)
             yield Repaired(hole, after_look(hole, look, deps.clock.now_ms()), False)
         return
-    lease = deps.locks.acquire(stream.lock_id, owner, owner)
+    lease = deps.locks.acquire(stream.lock_id, owner, run or owner, attempt)
     renewer = Renewer(deps.locks.renew, lease, deps.clock)
     try:
         for hole in todo:
             yield _repair(deps, hole, lease, owner, renewer.tick)
     finally:
         # Only courtesy: a process that dies here leaves a lease that runs out.
-        deps.locks.release(lease)
+        deps.locks.release(lease, attempt)
 
 
 def _repair(deps: Deps, hole: Hole, lease: Lease, owner: str, tick: Callable[[], None]) -> Repaired:
@@ -109,6 +104,15 @@ def _repair(deps: Deps, hole: Hole, lease: Lease, owner: str, tick: Callable[[],
     return Repaired(hole, after, _settle(deps, lease, seen, after, fills))
 
 
+def _look(deps: Deps, hole: Hole, tick: Callable[[], None]) -> tuple[Look, list[Fetched]]:
+    """Ask on every path that the stream has, first on those that its segment did not come by."""
+    paths = paths_of(load_mapping(hole.stream.exchange))
+    if len(paths) > 1:
+        came_by = deps.ledger.segment_at(hole.stream, hole.first)
+        paths = others_first(paths, came_by.source if came_by else None)
+    return look_along(paths, deps, hole, tick)
+
+
 def _settle(deps: Deps, lease: Lease, seen: Hole, now: Hole, fills: Sequence[Segment]) -> bool:
     """Whether this call's knowledge is in the ledger now; False when another process settled the hole meanwhile."""
     outcome = settle_hole(deps.ledger, deps.locks, lease, seen, now, fills, deps.clock)
@@ -120,58 +124,3 @@ def _settle(deps: Deps, lease: Lease, seen: Hole, now: Hole, fills: Sequence[Seg
 def _store(deps: Deps, stream: Stream, part: Fetched, owner: str, now_ms: int) -> Segment:
     """Raw first: a fill is committed only after its object is durable."""
     return segment_of(stream.fills, raw.store(deps.objects, stream.fills, part), owner, "repair", now_ms)
-
-
-def _look(deps: Deps, hole: Hole, tick: Callable[[], None]) -> tuple[Look, list[Fetched]]:
-    """Ask for what is left of a hole; the ids that came as runs without a hole of their own."""
-    found: list[Fetched] = []
-    silent: list[str] = []
-    times: dict[int, int] = {}
-    for part in hole.left:
-        try:
-            fetched = _ask(deps, hole.stream, Chunk(*part), tick)
-        except SILENT as error:
-            silent.append(f"{type(error).__name__}: {error.reason}")
-            continue
-        if fetched.absent and not fetched.counted:
-            # What is not shown any more is not denied.
-            silent.append("only newer trades are shown")
-            continue
-        times |= fetched.times
-        found += _runs(fetched)
-    came = tuple(Interval(f.chunk.first, f.chunk.last) for f in found)
-    still = gaps([*hole.filled, *came], (hole.first, hole.last))
-    around = neighbours(times, max(still, key=lambda i: i.size)) if still else None
-    if around is None or silent:
-        return Look(came, not silent, "; ".join(silent)), found
-    if times[around[1]] - times[around[0]] >= HALT_S * 1e6:
-        # Was it quiet, or is it always? The trades before the hole tell.
-        page = PacedExchange.of(deps, hole.stream.exchange).page(hole.stream, max(1, around[0] - PACE_IDS), around[0])
-        times |= {row.position: row.ts_us for row in page if row.ts_us is not None and row.position <= around[0]}
-    return Look(came, True, "", *pace(times, around)), found
-
-
-def _ask(deps: Deps, stream: Stream, chunk: Chunk, tick: Callable[[], None]) -> Fetched:
-    """Every id of ``chunk`` that the exchange shows; what it leaves out is proved, or the look is silent.
-
-    A person may be waiting: what the state machine's Retry does for a run is done here, briefly.
-    """
-    paging, source = paging_of(load_mapping(stream.exchange)), PacedExchange.of(deps, stream.exchange)
-    for tries_left in reversed(range(LOOK_TRIES)):
-        try:
-            return paging.fetch(source, stream, chunk, deps.clock, tick)
-        except PASSING:
-            if not tries_left:
-                raise
-            deps.clock.sleep(PAUSE_S * (LOOK_TRIES - tries_left))
-    raise AssertionError("unreachable")
-
-
-def _runs(fetched: Fetched) -> list[Fetched]:
-    """What came, cut where ids are still missing: a fill has no holes."""
-    if not fetched.counted:
-        return [fetched]
-    missing = [(a.first, a.last) for a in fetched.absent]
-    parts = gaps(missing, (fetched.chunk.first, fetched.chunk.last))
-    texts = iter(fetched.texts)
-    return [Fetched(Chunk(*part), tuple(next(texts) for _ in range(part.size)), (), fetched.requests) for part in parts]

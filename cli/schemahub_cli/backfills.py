@@ -1,0 +1,168 @@
+"""What a backfill will do before it does it, and what it did afterwards: tables and sums for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from schemahub import backfill, coverage, events
+from schemahub.backfill_plan import Estimate, Wanted
+from schemahub.errors import BadConfig, SchemaHubError
+from schemahub.runtime import Deps
+from schemahub.streams import Interval, Stream
+from schemahub_cli.output import clock, dollars, listing
+from schemahub_cli.positions import place
+
+ACTUAL = (("chunks", "chunks"), ("trades", "trades"), ("requests", "requests"), ("storage_bytes", "bytes"))
+"""What is planned, and by which name the report says what came of it."""
+COLOURS = {"failed": "red", "busy": "yellow", "paused": "yellow", "cancelled": "yellow"}
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """One stream's part of a backfill. ``within`` is None where nothing of what is wanted lies below the watermark."""
+
+    stream: Stream
+    within: Interval | None = None
+    missing: int = 0
+    """Ranges of it that nobody has fetched yet."""
+    files: int = 0
+    """Files of the exchange's archive that are taken first."""
+    estimate: Estimate | None = None
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "stream": self.stream.to_json(),
+            "within": list(self.within) if self.within else None,
+            "missing_ranges": self.missing,
+            "archive_files": self.files,
+            "estimate": self.estimate.to_json() if self.estimate else None,
+            "error": self.error,
+        }
+
+
+def foresee(
+    deps: Deps,
+    streams: Iterable[Stream],
+    request: events.BackfillInput,
+    seen: Callable[[Stream], None] = lambda stream: None,
+) -> list[Foreseen]:
+    """Plan every stream as the run would: asks the exchanges within their limits, writes nothing.
+
+    Raises:
+        BadConfig: tasks are asked for and the deployment has no network for them.
+    """
+    if request.route == "ecs" and not deps.settings.backfill_ecs:
+        raise BadConfig("a backfill by ECS is asked for, and there is no network for its tasks",
+                        remedy="Set the parameter BackfillSubnets, or leave the route to the plan.")  # fmt: skip
+    found = []
+    for stream in streams:
+        seen(stream)
+        try:
+            found.append(_of_stream(deps, stream, request))
+        except SchemaHubError as error:
+            # One stream that cannot be planned must not hide the plan of all others.
+            found.append(Foreseen(stream, error=f"{type(error).__name__}: {error}"))
+    return found
+
+
+def _of_stream(deps: Deps, stream: Stream, request: events.BackfillInput) -> Foreseen:
+    within = backfill.resolve(deps, stream, Wanted.parse(request.range))
+    parts = coverage.missing(deps.ledger, stream, within) if within else []
+    if not within or not parts:
+        return Foreseen(stream, within)
+    _, files, guess = backfill.foresee(deps, stream, request, parts)
+    return Foreseen(stream, within, len(parts), len(files), guess)
+
+
+def sums(plans: Iterable[Foreseen]) -> dict[str, Any]:
+    """All streams together. Exchanges work side by side, so the slowest decides about the time."""
+    guesses = [(p.stream.exchange, p.estimate) for p in plans if p.estimate]
+    by_exchange: dict[str, float] = {}
+    for exchange, guess in guesses:
+        by_exchange[exchange] = by_exchange.get(exchange, 0.0) + guess.seconds
+    names = ("chunks", "trades", "requests", "lambda_seconds", "ecs_seconds", "storage_bytes", "usd")
+    total = {name: sum(getattr(guess, name) for _, guess in guesses) for name in names}
+    return {**total, "seconds": max(by_exchange.values(), default=0.0)}
+
+
+def plan_table(plans: list[Foreseen]) -> Table:
+    """A plan for people."""
+    total = sums(plans)
+    shown = listing("stream", numbers=("from", "to"), show_footer=True)
+    shown.columns[0].footer = f"{len(plans)} streams"
+    for name, footer in (
+        ("chunks", f"{total['chunks']:,}"), ("requests", f"{total['requests']:,}"), ("trades", f"{total['trades']:,}"),
+        ("at the limit", clock(total["seconds"])), ("by", ""), ("storage", size(total["storage_bytes"])),
+        ("AWS", dollars(total["usd"])),
+    ):  # fmt: skip
+        shown.add_column(name, footer, justify="right", no_wrap=True)
+    for p in plans:
+        shown.add_row(f"{p.stream.exchange} {p.stream.product}", *_cells(p))
+    return shown
+
+
+def _cells(p: Foreseen) -> list[str]:
+    if p.error:
+        return ["[red]error[/]", f"[red]{p.error.split(':')[0]}[/]", *[""] * 7]
+    span = [place(p.stream, p.within.first), place(p.stream, p.within.last)] if p.within else ["—", "—"]
+    guess = p.estimate
+    if guess is None:
+        return [*span, "[green]nothing missing[/]", *[""] * 6]
+    way = "Lambda" if guess.route == "lambda" else f"ECS, {guess.tasks} at a time"
+    return [
+        *span,
+        f"{p.files:,} files" if p.files else f"{guess.chunks:,}",
+        f"{guess.requests:,}",
+        f"{guess.trades:,}",
+        clock(guess.seconds),
+        way,
+        size(guess.storage_bytes),
+        dollars(guess.usd),
+    ]
+
+
+def split_line(plans: list[Foreseen]) -> str:
+    """How the work is divided between functions and tasks, in one line."""
+    total = sums(plans)
+    ways = {p.estimate.route for p in plans if p.estimate}
+    parts = [f"Lambda {clock(total['lambda_seconds'])} of functions"] if "lambda" in ways else []
+    parts += [f"ECS {clock(total['ecs_seconds'])} of tasks"] if "ecs" in ways else []
+    return (
+        f"{' · '.join(parts) or 'nothing to do'} · {size(total['storage_bytes'])} more storage · about "
+        f"{dollars(total['usd'])} [dim](us-east-1 list prices, no free tier, on-demand tasks)[/]"
+    )
+
+
+def report_table(report: dict[str, Any]) -> Table:
+    """Planned against actual, stream by stream; ``report`` as ``CloseBackfill`` wrote it."""
+    table = listing("stream", "outcome", title="planned → actual")
+    for name, _ in ACTUAL:
+        table.add_column(name.removesuffix("_bytes"), justify="right", no_wrap=True)
+    table.add_column("still missing", justify="right", no_wrap=True)
+    for one in report["streams"]:
+        planned, actual = one["planned"] or {}, one["actual"]
+        missing = f"{actual['missing_ranges']:,} ranges" if actual["missing_ranges"] else "nothing"
+        cells = [_against(name, planned.get(name), actual.get(came)) for name, came in ACTUAL]
+        colour = COLOURS.get(one["outcome"], "green")
+        stream = Stream.from_json(one["stream"])
+        table.add_row(f"{stream.exchange} {stream.product}", f"[{colour}]{one['outcome']}[/]", *cells, missing)
+    return table
+
+
+def _against(name: str, planned: float | None, actual: float | None) -> str:
+    words = size if name == "storage_bytes" else lambda value: f"{value:,}"
+    return f"{'—' if planned is None else words(planned)} → {'—' if actual is None else words(actual)}"
+
+
+def size(amount: float) -> str:
+    """Bytes as people read them: ``812 B``, ``3.4 MB``, ``1.2 TB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:,.3g} TB"

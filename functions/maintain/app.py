@@ -1,0 +1,13 @@
+"""Maintain: list the holes that are due, ask for those of one stream, say what came of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schemahub import events, maintain
+from schemahub.runtime import Deps, handler_of
+
+
+@handler_of(events.MaintainStep)
+def handler(event: events.MaintainStep, deps: Deps) -> dict[str, Any]:
+    return maintain.maintain_step(event, deps)
