@@ -247,7 +247,7 @@ def _spoiled(plant: Plant, rows: list[Any], mapping: ExchangeMapping, listing: L
                 for n, c in rows]  # fmt: skip
     if kind == "garbage":
         bad = [["not a number", "\x00", '"'], ["1", "2"], [*rows[0][1], "one too many"]]
-        return [[-1, bad[n % len(bad)]] for n in range(args["rows"])] + rows
+        return rows[:5] + [[-1, bad[n % len(bad)]] for n in range(args["rows"])] + rows[5:]
     if kind == "bad_price":
         return [[n, [*c[:price], "0", *c[price + 1 :]]] if ids is not None and n in ids else [n, c] for n, c in rows]
     return rows

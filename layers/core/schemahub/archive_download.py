@@ -33,7 +33,8 @@ MAX_FILE_BYTES = 12 * 2**30
 MAX_TRIES = 8
 """Attempts in a row that bring no byte."""
 LONGEST_PAUSE_S = 30.0
-BLOCK = 1 << 20
+BLOCK = 1 << 16
+"""What a broken connection may cost."""
 ABSENT = (404, 410)
 PASSING = (408, 429)
 
@@ -195,7 +196,7 @@ class Downloads:
 def sha256_of(path: Path, tick: Callable[[], None]) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as packed:
-        while block := packed.read(BLOCK):
+        while block := packed.read(1 << 20):
             digest.update(block)
             tick()
     return digest.hexdigest()

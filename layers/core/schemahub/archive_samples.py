@@ -44,8 +44,9 @@ def suspects(chunks: Sequence[Chunk], spill: Spill, rest: Rest, found: Found) ->
         if place not in spoiled:
             below = max((g for g in good if g < place), default=-1)
             above = min((g for g in good if g > place), default=len(chunks))
-            spoiled |= set(range(_edge(place, below, agrees), _edge(place, above, agrees) + 1))
-    return {chunks[place] for place in spoiled}
+            # Where it begins and ends inside a chunk, a sample of that chunk may have hit its good part.
+            spoiled |= set(range(_edge(place, below, agrees) - 1, _edge(place, above, agrees) + 2))
+    return {chunks[place] for place in spoiled if 0 <= place <= last}
 
 
 def _edge(bad: int, good: int, agrees: Callable[[int], bool]) -> int:
