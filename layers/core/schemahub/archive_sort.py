@@ -19,11 +19,11 @@ import pyarrow.compute as pc
 from schemahub.archive_read import SCHEMA
 from schemahub.errors import ArchiveUnreadable
 
-BUFFERED_BYTES = 24 * 2**20
-BUCKET_IDS = 100_000
+BUFFERED_BYTES = 8 * 2**20
+BUCKET_IDS = 30_000
 MOST_ROWS_PER_ID = 4
 """More different rows than ids of a bucket by this factor are no trades."""
-_WRITE = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1))
+_WRITE = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1), use_threads=False)
 
 
 class Spill:
