@@ -1,4 +1,3 @@
-# ruff: noqa: S608
 """A month of an exchange's archive on one core: ours beside a plain csv script and DuckDB's read_csv.
 
     python -m bench.archive [--rows 20000000] [--engines ours,plain,duckdb] [--json]
@@ -6,10 +5,10 @@
 The month is generated with what real archives got wrong planted in it (shared peers.md §B 1-12): a halt and single ids
 that the API lacks too, a stretch of missing rows, a file that breaks off in the middle of a row, ids with two contents,
 a run of exact repeats, a shuffled stretch, rows of another month, milliseconds between microseconds, garbage; and the
-file is late first, then not what its checksum says, then right. ``ours`` downloads, proves, sorts, reconciles and writes
-raw objects; afterwards every row of them is compared with the generator's formula. The plain script unpacks with zipfile,
-reads with csv and writes the same JSON lines; it sorts, checks and drops nothing. DuckDB reads an unpacked copy, drops
-repeats and sorts into Parquet. Each engine runs in a process of its own, pinned to one core.
+file is late first, then not what its checksum says, then right. ``ours`` downloads, proves, sorts, reconciles and
+writes raw objects; afterwards every row of them is compared with the generator's formula. The plain script unpacks with
+zipfile, reads with csv and writes the same JSON lines; it sorts, checks and drops nothing. DuckDB reads an unpacked
+copy, drops repeats and sorts into Parquet. Each engine runs in a process of its own, pinned to one core.
 """
 
 from __future__ import annotations
@@ -293,11 +292,12 @@ def compare(folder: Path, world: World) -> dict[str, int]:
         shape = "{a: 'BIGINT', p: 'VARCHAR', q: 'VARCHAR', f: 'BIGINT', l: 'BIGINT', T: 'VARCHAR', m: 'BOOLEAN'}"
         answer = db.execute(
             f"""SELECT count(*), count(DISTINCT a), count(*) FILTER (WHERE NOT (
-                    p = printf('%d.%02d000000', (9700000 + n * 7919 % 100003) // 100, (9700000 + n * 7919 % 100003) % 100)
+                    p = printf('%d.%02d000000', cents // 100, cents % 100)
                     AND q = printf('0.%08d', (n * 104729 % 100000000 + 1) % 100000000) AND f = 3 * n AND l = 3 * n + 2
                     AND t.T::DECIMAL(18, 3) IN (us / 1000::DECIMAL(18, 3), us // 1000) AND m = (n * 31 % 7 < 3)))
                 FROM (SELECT *, a - {FIRST_ID} AS n, {BEGIN_US} + (a - {FIRST_ID}) * {world.step}
-                          + (a - {FIRST_ID}) * 7919 % {world.step} AS us
+                          + (a - {FIRST_ID}) * 7919 % {world.step} AS us,
+                          9700000 + (a - {FIRST_ID}) * 7919 % 100003 AS cents
                       FROM read_json('{folder}/*.jsonl.zst', format = 'newline_delimited', columns = {shape},
                                      compression = 'zstd')) t"""
         ).fetchone()
@@ -344,7 +344,9 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
     for name, r in results.items():
         rate = [file["rows"] / r[key] / 1e6 for key in ("wall_s", "cpu_s")]
         lines.append(f"| {TITLES[name]} | {rate[0]:.3f} | {rate[1]:.3f} | {r['peak_mb']} |")
-    lines.append(f"\n{file['rows']:,} rows, {file['packed'] / 2**20:,.0f} MiB packed, {file['plain'] / 2**20:,.0f} plain.")
+    lines.append(
+        f"\n{file['rows']:,} rows, {file['packed'] / 2**20:,.0f} MiB packed, {file['plain'] / 2**20:,.0f} plain."
+    )
     if "ours" in results:
         mine = results["ours"]
         found = ", ".join(f"{p['kind']} {p['count']:,}" for p in mine["pathologies"])

@@ -1,7 +1,7 @@
 """An exchange's files of history, from the same world as its API: zips with checksums, and what is wrong with some.
 
-The mapping's ``archive`` read backwards: its columns give the rows, its ``values`` the words, its paths the names. Files
-hold whole UTC days or months and appear when the mapping says; from 2025 on, times are in the finest unit that it
+The mapping's ``archive`` read backwards: its columns give the rows, its ``values`` the words, its paths the names.
+Files hold whole UTC days or months and appear when the mapping says; from 2025 on, times are in the finest unit that it
 lists. What real archives got wrong (binance-public-data's issues) is planted by ``plant``.
 """
 
@@ -164,12 +164,14 @@ def rows_of(
     default = mapping.archive.trade_ts_units[-1] if mapping.archive and mapping.archive.trade_ts_units else "ms"
     is_new = datetime.fromtimestamp(begin_us / 1e6, UTC).date() >= MICROSECONDS_FROM
     unit = default if is_new else str(mapping.fields.ts_unit)
-    made = {number: _cells(mapping, listing, number, unit) for number in range(first, last + 1)}
-    rows = [[number, cells] for number, cells in made.items()]
+    texts = source.oldest(first, last, last - first + 1)
+    times_us = (t[1] for t in generator.ticks(source.product, first, last)) if isinstance(source, Generated) else None
+    rows = [(number, _row(mapping, text, unit, next(times_us) if times_us else None)) for number, text in texts]
     for plant in plants:
-        rows = _spoiled(plant, rows, mapping, listing)
+        if plant.kind in _SPOIL:
+            rows = _SPOIL[plant.kind](_Scene(mapping, listing, rows, plant.args))
     if any(p.kind == "header" for p in plants):
-        rows.insert(0, [-1, _columns(mapping)])
+        rows.insert(0, (-1, _columns(mapping)))
     return [cells for _, cells in rows]
 
 
@@ -179,78 +181,126 @@ def _columns(mapping: ExchangeMapping) -> Row:
 
 
 def _cells(mapping: ExchangeMapping, listing: Listing, number: int, unit: str) -> Row:
-    """A trade as the archive writes it."""
-    assert mapping.archive is not None
+    """One trade as the archive writes it."""
     ((_, text),) = listing.source.oldest(number, number, 1)
+    time_us = generator.time_of(listing.source.product, number) if isinstance(listing.source, Generated) else None
+    return _row(mapping, text, unit, time_us)
+
+
+def _row(mapping: ExchangeMapping, text: str, unit: str, time_us: int | None) -> Row:
+    """A row of the API as the archive writes it; times as finely as ``time_us`` knows them."""
+    assert mapping.archive is not None
     row = json.loads(text, parse_float=str)
     names = mapping.archive.columns.values() if isinstance(mapping.archive.columns, dict) else mapping.archive.columns
     cells = []
     for name in names:
         value = row.get(name, "")
         said = json.dumps(value) if isinstance(value, bool) else str(value)
-        back = {ours: theirs for theirs, ours in reversed(mapping.archive.values.get(name, {}).items())}
         if name == mapping.fields.trade_ts:
-            said = _time(mapping, listing, number, said, unit)
+            us = int(said) * NS[str(mapping.fields.ts_unit)] // 1000 if time_us is None else time_us
+            said = str(us * 1000 // NS[unit])
+        back = {ours: theirs for theirs, ours in reversed(mapping.archive.values.get(name, {}).items())}
         cells.append(back.get(said, said))
     return cells
 
 
-def _time(mapping: ExchangeMapping, listing: Listing, number: int, said: str, unit: str) -> str:
-    us = int(said) * NS[str(mapping.fields.ts_unit)] // 1000
-    if isinstance(listing.source, Generated):
-        us = generator.time_of(listing.source.product, number)
-    return str(us * 1000 // NS[unit])
+@dataclass(frozen=True)
+class _Scene:
+    """A file's rows (id, cells) and what a pathology needs to know to spoil them."""
+
+    mapping: ExchangeMapping
+    listing: Listing
+    rows: list[tuple[int, Row]]
+    args: dict[str, Any]
+
+    def at(self, element: Any) -> int:
+        return _columns(self.mapping).index(str(element))
+
+    def touched(self, number: int) -> bool:
+        ids = self.args.get("ids")
+        return ids is not None and ids[0] <= number <= ids[1]
+
+    def changed(self, change: Callable[[int, Row], Row]) -> list[tuple[int, Row]]:
+        return [(n, change(n, c) if self.touched(n) else c) for n, c in self.rows]
+
+    def with_cell(self, element: Any, text: Callable[[int, str], str]) -> Callable[[int, Row], Row]:
+        at = self.at(element)
+
+        def change(number: int, cells: Row) -> Row:
+            return [*cells[:at], text(number, cells[at]), *cells[at + 1 :]]
+
+        return change
 
 
-def _spoiled(plant: Plant, rows: list[Any], mapping: ExchangeMapping, listing: Listing) -> list[Any]:
-    """The rows after one pathology."""
-    args, kind = plant.args, plant.kind
-    ids = range(args["ids"][0], args["ids"][1] + 1) if args.get("ids") else None
-    touched = [row for row in rows if ids is not None and row[0] in ids]
-    fields = mapping.fields
-    at = {name: n for n, name in enumerate(_columns(mapping))}
-    quantity, price, time = (at[str(e)] for e in (fields.quantity, fields.price, fields.trade_ts))
-    if kind == "skip":
-        return [row for row in rows if ids is None or row[0] not in ids]
-    if kind == "truncate":
-        kept = rows[: max(1, round(len(rows) * args["share"]))]
-        return [*kept[:-1], [kept[-1][0], kept[-1][1][: len(kept[-1][1]) // 2]]]
-    if kind == "repeat":
-        place = max(n for n, row in enumerate(rows) if row in touched) + 1
-        return rows[:place] + touched * args["times"] + rows[place:]
-    if kind in ("conflict", "other_quantity"):
-        others = [[number, [*c[:quantity], _other(c[quantity]), *c[quantity + 1 :]]] for number, c in touched]
-        if kind == "conflict":
-            return rows + others
-        changed = {number: row for number, row in ((o[0], o) for o in others)}
-        return [changed.get(row[0], row) for row in rows]
-    if kind == "other_trades":
-        return [
-            [n, [str(n), *_cells(mapping, listing, n + 7, "ms")[1:]]] if ids is not None and n in ids else [n, c]
-            for n, c in rows
-        ]
-    if kind == "another_day":
-        last = max(row[0] for row in rows)
-        unit = "us" if len(rows[0][1][time]) > 14 else "ms"
-        strange = [[n, _cells(mapping, listing, n, unit)] for n in range(last + 1, last + 1 + args["rows"])]
-        step = max(1, len(rows) // (len(strange) + 1))
-        for number, row in enumerate(strange, 1):
-            rows.insert(number * step, row)
-        return rows
-    if kind == "reverse":
-        return rows[::-1]
-    if kind == "interleave":
-        return [row for way in range(args["ways"]) for row in rows[way :: args["ways"]]]
-    if kind == "unit":
-        wanted = {row[0] for row in touched} if ids is not None else {row[0] for row in rows}
-        return [[n, [*c[:time], _time(mapping, listing, n, "0", args["unit"]), *c[time + 1 :]]] if n in wanted else [n, c]
-                for n, c in rows]  # fmt: skip
-    if kind == "garbage":
-        bad = [["not a number", "\x00", '"'], ["1", "2"], [*rows[0][1], "one too many"]]
-        return rows[:5] + [[-1, bad[n % len(bad)]] for n in range(args["rows"])] + rows[5:]
-    if kind == "bad_price":
-        return [[n, [*c[:price], "0", *c[price + 1 :]]] if ids is not None and n in ids else [n, c] for n, c in rows]
+def _skip(s: _Scene) -> list[tuple[int, Row]]:
+    return [row for row in s.rows if not s.touched(row[0])]
+
+
+def _truncate(s: _Scene) -> list[tuple[int, Row]]:
+    *kept, (number, cells) = s.rows[: max(1, round(len(s.rows) * s.args["share"]))]
+    return [*kept, (number, cells[: len(cells) // 2])]
+
+
+def _repeat(s: _Scene) -> list[tuple[int, Row]]:
+    again = [row for row in s.rows if s.touched(row[0])]
+    place = s.rows.index(again[-1]) + 1
+    return s.rows[:place] + again * s.args["times"] + s.rows[place:]
+
+
+def _other_quantity(s: _Scene) -> list[tuple[int, Row]]:
+    return s.changed(s.with_cell(s.mapping.fields.quantity, lambda _, text: _other(text)))
+
+
+def _other_trades(s: _Scene) -> list[tuple[int, Row]]:
+    at = s.at(s.mapping.fields.trade_id)
+
+    def change(number: int, cells: Row) -> Row:
+        other = _cells(s.mapping, s.listing, number + 7, "ms")
+        return [*other[:at], cells[at], *other[at + 1 :]]
+
+    return s.changed(change)
+
+
+def _another_day(s: _Scene) -> list[tuple[int, Row]]:
+    last = max(number for number, _ in s.rows)
+    unit = "us" if len(s.rows[0][1][s.at(s.mapping.fields.trade_ts)]) > 14 else "ms"
+    rows = list(s.rows)
+    step = max(1, len(rows) // (s.args["rows"] + 1))
+    for number in range(1, s.args["rows"] + 1):
+        rows.insert(number * step, (last + number, _cells(s.mapping, s.listing, last + number, unit)))
     return rows
+
+
+def _unit(s: _Scene) -> list[tuple[int, Row]]:
+    whole = _Scene(s.mapping, s.listing, s.rows, {"ids": s.args["ids"] or (0, 2**63)})
+    at = s.at(s.mapping.fields.trade_ts)
+
+    def text(number: int, _: str) -> str:
+        return _cells(s.mapping, s.listing, number, s.args["unit"])[at]
+
+    return whole.changed(s.with_cell(s.mapping.fields.trade_ts, text))
+
+
+def _garbage(s: _Scene) -> list[tuple[int, Row]]:
+    bad = [["not a number", "\x00", '"'], ["1", "2"], [*s.rows[0][1], "one too many"]]
+    return s.rows[:5] + [(-1, bad[n % len(bad)]) for n in range(s.args["rows"])] + s.rows[5:]
+
+
+_SPOIL: dict[str, Callable[[_Scene], list[tuple[int, Row]]]] = {
+    "skip": _skip,
+    "truncate": _truncate,
+    "repeat": _repeat,
+    "conflict": lambda s: s.rows + [row for row in _other_quantity(s) if s.touched(row[0])],
+    "other_quantity": _other_quantity,
+    "other_trades": _other_trades,
+    "another_day": _another_day,
+    "reverse": lambda s: s.rows[::-1],
+    "interleave": lambda s: [row for way in range(s.args["ways"]) for row in s.rows[way :: s.args["ways"]]],
+    "unit": _unit,
+    "garbage": _garbage,
+    "bad_price": lambda s: s.changed(s.with_cell(s.mapping.fields.price, lambda _, text: "0")),
+}
+"""What each kind does to the rows of a file."""
 
 
 def _other(text: str) -> str:

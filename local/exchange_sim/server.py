@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         if exchange in self.server.simulator.world.exchanges:
             path = "/" + (rest[0] if rest else "")
             if path.startswith("/archive/"):
-                self._send(self.server.simulator.archive(exchange, path.removeprefix("/archive"), self.headers))
+                self._send(self.server.simulator.archive(exchange, path.removeprefix("/archive"), dict(self.headers)))
                 return
             self._send(self.server.simulator.get(exchange, path, query, self.client_address[0]))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +13,17 @@ from typing import Any
 import duckdb
 
 from local.exchange_sim import generator
-from schemahub import archives, publishing
+from schemahub import archives, events, publishing
+from schemahub.archive_correct import correct_file
 from schemahub.archive_ingest import ArchiveReport, ingest_file, make_durable
 from schemahub.archives import ArchiveFile, Kind
-from schemahub.commit import segment_of
+from schemahub.commit import Committed, segment_of
+from schemahub.commit_below import commit_islands
+from schemahub.corrections import Correction
 from schemahub.fetch import Fetched
-from schemahub.holes import committed_holes
+from schemahub.locks import Lease
 from schemahub.mappings import load_mapping
-from schemahub.streams import Interval, Stream
+from schemahub.streams import Interval
 from tests.unit.pipelines import BINANCE, Pipeline
 
 MAPPING = load_mapping("binance")
@@ -63,17 +67,22 @@ class ArchiveWorld:
         return Interval(source.first_at_or_after(since_us), source.first_at_or_after(until_us) - 1)
 
     def commit(self, fetched: Sequence[Fetched]) -> None:
-        """As a task commits below the watermark, without its lock."""
+        """As a task commits below the watermark."""
         self.committed += fetched
-        now = self.deps.clock.now_ms()
-        made = [segment_of(BINANCE, make_durable(self.deps, BINANCE, f), "run", "archive", now) for f in fetched]
-        self.deps.ledger.put_back(made, committed_holes(made))
+        deps, now = self.deps, self.deps.clock.now_ms()
+        made = [segment_of(BINANCE, make_durable(deps, BINANCE, f), "run", "archive", now) for f in fetched]
+        done = commit_islands(deps.ledger, deps.locks, self.lease(), made, deps.clock)
+        assert isinstance(done, Committed)
+
+    def lease(self, owner: str = "backfill") -> Lease:
+        return self.deps.locks.acquire(BINANCE.backfill_lock_id, owner, owner)
 
     def ingest(self, begin: dt.date = OLD, kind: Kind = "daily", within: Interval | None = None,
                stop: Event | None = None, **options: Any) -> ArchiveReport:  # fmt: skip
+        commit, tick = options.pop("commit", self.commit), options.pop("tick", lambda: None)
         return ingest_file(
-            self.deps, BINANCE, self.file(begin, kind), within or self.ids(begin, kind), options.pop("commit", self.commit),
-            self.folder / "work", stop or Event(), options.pop("tick", lambda: None), **options,
+            self.deps, BINANCE, self.file(begin, kind), within or self.ids(begin, kind), commit,
+            self.folder / "work", stop or Event(), tick, **options,
         )  # fmt: skip
 
     def table(self, within: Interval) -> list[tuple[int, str, float, float, int]]:
@@ -102,6 +111,26 @@ class ArchiveWorld:
                 time_us = us if micros and number not in coarse else us - us % 1000
                 made.append((number, "SELL" if buyer_is_maker else "BUY", price / 1e8, size / 1e8, time_us))
         return made
+
+    def correct(self, begin: dt.date = OLD, owner: str = "backfill", **options: Any) -> Correction | None:
+        return correct_file(
+            self.deps, BINANCE, self.file(begin), options.pop("lease", None) or self.lease(owner), self.folder / "work",
+            Event(), options.pop("tick", lambda: None), **options,
+        )  # fmt: skip
+
+    def rederive(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """The state machine ``transform`` with a re-derivation as its input."""
+        self.pipeline.publishings += 1
+        name = f"arn:aws:states:us-east-1:1:execution:transform:r-{self.pipeline.publishings}"
+        execution, call = {"Id": name, "RedriveCount": 0}, self.pipeline.world.call
+        listed = call(
+            publishing.list_pending, events.ListPending, {"execution": execution, "input": {"rederive": wanted}}
+        )
+        where = {key: listed[key] for key in ("run", "mode")}
+        for line in (self.deps.objects.get(listed["batches_key"]) or b"").splitlines():
+            call(publishing.transform_step, events.BatchStep, {**where, "batch": json.loads(line)})
+        where |= {key: listed[key] for key in ("bucket", "batches_key")}
+        return dict(call(publishing.publish_step, events.PublishStep, {"execution": execution, **where}))
 
     def state(self, begin: dt.date = OLD, kind: Kind = "daily") -> archives.FileState | None:
         return archives.read_state(self.deps.objects, self.file(begin, kind), MAPPING)

@@ -112,7 +112,8 @@ class Downloads:
 
         Raises:
             ArchiveAbsent: there is none. ChecksumMismatch: also a second download is not what is published.
-            ArchiveBomb: it is larger than ``MAX_FILE_BYTES``. ExchangeUnavailable, ResponseInterrupted, ExchangeRefused.
+            ArchiveBomb: it is larger than ``MAX_FILE_BYTES``.
+            ExchangeUnavailable, ResponseInterrupted, ExchangeRefused: it cannot be had now.
         """
         path = folder / file.name
         for last in (False, True):

@@ -38,7 +38,7 @@ from schemahub.fetch import Fetched
 from schemahub.mappings import load_mapping
 from schemahub.pacing import PacedExchange
 from schemahub.runtime import Deps
-from schemahub.streams import Chunk, Interval, RawObject, Stream, covers, merge
+from schemahub.streams import Chunk, Interval, RawObject, Stream, merge
 
 EMPTY_CHUNKS = 100
 """Chunks without a row in the file that are fetched here; more are left to REST tasks, which work side by side."""
@@ -48,7 +48,7 @@ UNREACHABLE = (ExchangeUnavailable, ResponseInterrupted, ExchangeRefused)
 Commit = Callable[[Sequence[Fetched]], None]
 
 
-class _Stopped(Exception):
+class Stopped(Exception):
     """The worker was told to stop."""
 
 
@@ -57,6 +57,7 @@ class ArchiveReport:
     """What became of a file, and everything that was wrong with it."""
 
     file: ArchiveFile
+    within: Interval
     status: str = "ingested"
     """``ingested``; ``absent``: there is none; ``refused``: see ``error``; ``unreachable``; ``stopped``: in part."""
     error: str = ""
@@ -103,6 +104,7 @@ class ArchiveReport:
         return {
             "name": self.file.name,
             "status": self.status,
+            "within": list(self.within),
             "error": self.error,
             "reason": self.reason,
             "checksum": issue.checksum if issue else "unknown",
@@ -154,12 +156,12 @@ def ingest_file(
     """
     # Arrow's default pool keeps what it once had: 50 MB more at the peak.
     pa.set_memory_pool(pa.system_memory_pool())
-    report, begun = ArchiveReport(file), deps.clock.now_ms()
+    report, begun = ArchiveReport(file, within), deps.clock.now_ms()
 
     def going() -> None:
         tick()
         if stop.is_set():
-            raise _Stopped
+            raise Stopped
 
     spilled = work_dir / f"{file.name}.rows"
     try:
@@ -167,7 +169,7 @@ def ingest_file(
         ingest = _Ingest(deps, stream, file, commit, going, report, empty_chunks)
         ingest.take(missing(deps.ledger, stream, within), spilled)
         discard(work_dir / file.name)
-    except _Stopped:
+    except Stopped:
         report.status = "stopped"
     except (ArchiveError, *UNREACHABLE) as error:
         refuse(report, error)
@@ -256,7 +258,9 @@ class _Ingest:
         hull = Interval(wanted[0].first, wanted[-1].last)
         spill_file(self.file, self.report.issue.path, spill, hull, self.report, self.going)
         chunks = [chunk for part in wanted for chunk in plan.cut(*part, size, limit=part.size)]
-        rest = Rest(PacedExchange.of(self.deps, self.stream.exchange), self.stream, mapping, self.deps.clock, self.going)
+        rest = Rest(
+            PacedExchange.of(self.deps, self.stream.exchange), self.stream, mapping, self.deps.clock, self.going
+        )
         self._emit(chunks, spill, rest)
         self.report.repeated, self.report.disordered = spill.repeated, spill.disordered
         ends = (spill.lowest, spill.highest)
@@ -279,9 +283,7 @@ class _Ingest:
         if waiting:
             self._hand_on(waiting)
 
-    def _pieces(
-        self, chunks: Sequence[Chunk], spill: Spill, rest: Rest, suspect: set[Chunk]
-    ) -> Iterator[Pieces]:
+    def _pieces(self, chunks: Sequence[Chunk], spill: Spill, rest: Rest, suspect: set[Chunk]) -> Iterator[Pieces]:
         budget = self.empty_chunks
         for number, group in itertools.groupby(chunks, key=lambda c: c.first // spill.width):
             bucket = spill.bucket(number)

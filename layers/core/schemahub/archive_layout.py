@@ -75,6 +75,7 @@ class Layout:
     def rows(self, batch: pa.RecordBatch, read: Read, *, odd: bool) -> pa.RecordBatch:
         """The usable rows of a block as (id, ts_us, line); the others are counted in ``read``."""
         fields, texts = self.mapping.fields, {c.name: batch.column(c.name) for c in self.columns}
+        judged = (str(fields.trade_id), str(fields.trade_ts))
         checks: list[tuple[str, Any]] = []
         ids = whole_numbers(texts[str(fields.trade_id)])
         checks.append(("trade id is not an integer", pc.and_kleene(pc.is_valid(ids), pc.greater(ids, 0))))
@@ -89,9 +90,8 @@ class Layout:
             if column.words:
                 texts[column.name] = _translated(texts[column.name], column.words)
                 checks.append((f"{column.name} is not one of the mapping's values", pc.is_valid(texts[column.name])))
-            elif column.name not in (str(fields.trade_id), str(fields.trade_ts)):
-                if (form := _form_check(column, texts[column.name], odd)) is not None:
-                    checks.append((f"{column.name} is no {column.form}", form))
+            elif column.name not in judged and (form := _form_check(column, texts[column.name], odd)) is not None:
+                checks.append((f"{column.name} is no {column.form}", form))
         made = pa.record_batch([ids, ts_us, self._lines(texts)], names=["id", "ts_us", "line"])
         return _kept(made, batch, checks, read)
 

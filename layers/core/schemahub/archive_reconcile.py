@@ -102,7 +102,8 @@ class Rest:
                 pause=self.clock.sleep, tick=self.tick,
             )  # fmt: skip
 
-        return self._asked(ask)
+        fetched: Fetched | None = self._asked(ask)
+        return fetched
 
     def row(self, position: int) -> str | None:
         """The trade of one id; None where the API does not show it."""
@@ -173,7 +174,7 @@ def reconcile(
     todo = gaps([*runs(rows)], (chunk.first, chunk.last))
     absent: list[Absent] = []
     left: list[Interval] = []
-    for span in _spans(todo, rest.mapping.requests.page_size):
+    for span in spans_of(todo, rest.mapping.requests.page_size):
         fetched = rest.fetch(span)
         if fetched is None:
             left.append(span)
@@ -213,7 +214,7 @@ def _merge(
             found.note(Difference(number, why, tuple(said[number]), None))
 
 
-def _spans(missing: Sequence[Interval], page_size: int) -> Iterator[Interval]:
+def spans_of(missing: Sequence[Interval], page_size: int) -> Iterator[Interval]:
     """Questions for the API: neighbours of what is missing together, as far as one more answer pays for it."""
     group: list[Interval] = []
     for part in missing:

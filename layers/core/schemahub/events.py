@@ -158,6 +158,7 @@ class Rederive(Payload):
 
     streams: list[str] = Field(min_length=1, max_length=1000)
     since: Position | Annotated[str, AfterValidator(_iso)] | None = None
+    until: Position | None = None
 
 
 class TransformInput(Payload):
