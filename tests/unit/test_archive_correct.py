@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import boto3
 import pytest
 
 from local.exchange_sim.server import running
-from schemahub import corrections, raw
-from schemahub.archive_correct import look_for_reissues
+from schemahub import certificate, corrections, raw, rebuild
+from schemahub.archive_correct import correct_reissued, look_for_reissues
 from schemahub.errors import BadStateInput, LockLost
 from schemahub.streams import Interval, Segment
+from schemahub.verify import Line, judge_line
 from tests.lake import make_glue_check_versions
 from tests.unit.archive_worlds import OLD, WORLD, ArchiveWorld
 from tests.unit.pipelines import BINANCE, make_pipeline
@@ -86,7 +89,9 @@ def test_a_reissue_is_found_by_its_checksum_and_corrects_the_table_in_one_snapsh
     assert state is not None
     assert [issue["sha256"] != state.sha256 for issue in state.earlier] == [True]
     assert look_for_reissues(world.deps, BINANCE) == []
-    assert world.correct() is None or corrections.corrections(world.deps.objects, BINANCE)[0].state == "published"
+    again = world.correct()
+    assert again is not None
+    assert again.state == "published"
 
 
 def test_only_files_that_hold_the_range_are_made_anew(issued_wrong: ArchiveWorld) -> None:
@@ -158,6 +163,41 @@ def test_rows_that_the_new_issue_lost_stay_and_rows_that_it_found_come(world: Ar
     assert correction.rederive is not None
     world.rederive(correction.rederive)
     assert world.table(ids) == world.truth(ids)
+
+
+def test_one_call_finds_corrects_and_names_what_is_left_to_do(issued_wrong: ArchiveWorld) -> None:
+    world, work = issued_wrong, issued_wrong.folder / "again"
+    world.deps.locks.release(world.lease())
+    for _ in range(2):  # the second finds nothing new, and the table is still to be made anew
+        [correction] = correct_reissued(world.deps, BINANCE, "maintain-1", work, Event())
+        assert correction.state == "committed"
+    assert world.deps.locks.holder(BINANCE.backfill_lock_id) is None
+    assert correction.rederive is not None
+    world.rederive(correction.rederive)
+    corrections.mark_published(world.deps.objects, correction, "r-1")
+    assert correct_reissued(world.deps, BINANCE, "maintain-2", work, Event()) == []
+    assert world.table(world.ids()) == world.truth(world.ids())
+
+
+def test_a_corrected_stream_is_rebuilt_verified_and_certified_like_any_other(issued_wrong: ArchiveWorld) -> None:
+    world, deps = issued_wrong, issued_wrong.deps
+    correction = world.correct()
+    assert correction is not None
+    line = Line(BINANCE, deps.ledger.watermark(BINANCE), tuple(of_day(world)))
+    assert [f for f in judge_line(line) if f.kind == "segment_wrong"] == []
+    tiles = [certificate._tile(s) for s in line.segments]
+    told = [certificate._segment(BINANCE, json.loads(json.dumps(t)), (), 0, True) for t in tiles]
+    assert [t.raw_key for t in told] == [s.raw_key for s in line.segments]
+    replaced, instead = corrections.replaced_keys(deps.objects, BINANCE)
+    assert [len(replaced), len(instead)] == [1, 1]
+    lost = line.segments
+    for segment in lost:
+        deps.ledger.table.delete_item(Key={"stream": str(BINANCE), "item": f"segment#{segment.first:020d}"})
+    # As rebuild finds the objects of a range that the table of state has lost.
+    keys = [t for t in rebuild._tiles(deps, BINANCE) if rebuild._in_use(t[2], replaced, instead)]
+    path = rebuild.tiling(keys, lost[0].first, lost[-1].last)
+    assert path is not None
+    assert [key for _, _, key in path] == [s.raw_key for s in lost]
 
 
 def test_the_state_of_another_file_is_no_reason_to_correct(world: ArchiveWorld) -> None:

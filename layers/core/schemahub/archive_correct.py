@@ -25,12 +25,12 @@ from schemahub.archive_reconcile import MOST_EXAMPLES, Difference, Rest, same_tr
 from schemahub.archive_sort import BUCKET_IDS, Spill
 from schemahub.archives import CORRECTIONS, ArchiveFile, address_of, archive_of, folder_of, read_state, reissued, states
 from schemahub.commit import MAX_TRIES, holds, passing, reasons, segment_of
-from schemahub.corrections import Correction, Document, read_correction, write_correction
+from schemahub.corrections import Correction, Document, corrections, read_correction, write_correction
 from schemahub.errors import BadStateInput, CorruptState, LockLost
 from schemahub.fetch import MAX_HOLES, Fetched
 from schemahub.holes import Hole, committed_holes
 from schemahub.ledger import MAX_ITEMS_PER_TRANSACTION
-from schemahub.locks import Lease
+from schemahub.locks import Lease, Renewer
 from schemahub.mappings import Mapping, load_mapping
 from schemahub.pacing import PacedExchange
 from schemahub.runtime import Deps
@@ -325,3 +325,28 @@ def _holes(deps: Deps, change: Change) -> Iterator[tuple[Hole | None, Hole | Non
             yield seen, hole
     for span in sorted(now.keys() - was - begun):
         yield None, now[span]
+
+
+def correct_reissued(
+    deps: Deps, stream: Stream, owner: str, work_dir: Path, stop: Event, *, files: Files | None = None
+) -> list[Correction]:
+    """Look for files that were issued again, correct what they changed, and say for which the table is not made anew.
+
+    ``transform`` is to be started with each one's ``rederive``, then ``corrections.mark_published`` called.
+
+    Args:
+        owner: who takes the stream's backfill lock; unique to this call.
+
+    Raises:
+        LockBusy: a backfill works on the stream. ArchiveError, ExchangeError: an issue cannot be had now.
+    """
+    if again := look_for_reissues(deps, stream, files):
+        lease = deps.locks.acquire(stream.backfill_lock_id, owner, owner)
+        renewer = Renewer(deps.locks.renew, lease, deps.clock)
+        try:
+            for file in again:
+                correct_file(deps, stream, file, lease, work_dir, stop, renewer.tick, run_id=owner, files=files)
+        finally:
+            # Only courtesy: a process that dies here leaves a lease that runs out.
+            deps.locks.release(lease)
+    return [c for c in corrections(deps.objects, stream) if c.state == "committed" and c.rederive]

@@ -40,7 +40,7 @@ class Spill:
         self.lowest: int | None = None
         self.highest: int | None = None
         self._waiting: dict[int, list[pa.RecordBatch]] = {}
-        self._bytes = 0
+        self.waiting_bytes = 0
         self._newest: int | None = None
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -52,8 +52,8 @@ class Spill:
         self.rows += len(batch)
         for number, part in self._by_bucket(batch, ids):
             self._waiting.setdefault(number, []).append(part)
-        self._bytes += batch.nbytes
-        if self._bytes >= self.buffered:
+        self.waiting_bytes += batch.nbytes
+        if self.waiting_bytes >= self.buffered:
             self.flush()
 
     def _watch_order(self, ids: pa.Array) -> None:
@@ -81,7 +81,7 @@ class Spill:
             self._dropped[-1] += dropped
             with self._path(number).open("ab") as out, pa.ipc.new_stream(out, SCHEMA, options=_WRITE) as frame:
                 frame.write_table(table)
-        self._waiting, self._bytes = {}, 0
+        self._waiting, self.waiting_bytes = {}, 0
 
     def numbers(self) -> list[int]:
         """Buckets that hold rows, ascending."""
