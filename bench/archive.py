@@ -8,7 +8,8 @@ a run of exact repeats, a shuffled stretch, rows of another month, milliseconds 
 file is late first, then not what its checksum says, then right. ``ours`` downloads, proves, sorts, reconciles and
 writes raw objects; afterwards every row of them is compared with the generator's formula. The plain script unpacks with
 zipfile, reads with csv and writes the same JSON lines; it sorts, checks and drops nothing. DuckDB reads an unpacked
-copy, drops repeats and sorts into Parquet, with 1 GB: with 300 MB it fails (`DISTINCT` and `ORDER BY` of 20 M rows). Each engine runs in a process of its own, pinned to one core.
+copy, drops repeats and sorts into Parquet; it has 1 GB, because `DISTINCT` of 20 M rows fails with 300 MB. Each engine
+runs in a process of its own, pinned to one core.
 """
 
 from __future__ import annotations
