@@ -244,7 +244,7 @@ def _truncate(s: _Scene) -> list[tuple[int, Row]]:
 def _repeat(s: _Scene) -> list[tuple[int, Row]]:
     again = [row for row in s.rows if s.touched(row[0])]
     place = s.rows.index(again[-1]) + 1
-    return s.rows[:place] + again * s.args["times"] + s.rows[place:]
+    return s.rows[:place] + again * int(s.args["times"]) + s.rows[place:]
 
 
 def _other_quantity(s: _Scene) -> list[tuple[int, Row]]:

@@ -25,6 +25,7 @@ from tests.unit.pipelines import BINANCE, make_pipeline
 @pytest.fixture
 def world(aws: boto3.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ArchiveWorld]:
     make_glue_check_versions(monkeypatch)
+    monkeypatch.setattr("schemahub.backfill.CHUNK_ROWS", 1_000)  # a day is some chunks
     with running(WORLD) as server:
         pipeline = make_pipeline(aws, server, tmp_path, cold_start_trades=50)
         pipeline.ingest(BINANCE)

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemahub import plan, raw
+from schemahub import backfill, plan, raw
 from schemahub.archive_download import Downloads, Files, Issue, RequestsFiles, discard
 from schemahub.archive_layout import layout_of
 from schemahub.archive_read import Read, member_of, read_rows
@@ -35,9 +35,9 @@ from schemahub.errors import (
     ResponseInterrupted,
 )
 from schemahub.fetch import Fetched
-from schemahub.mappings import load_mapping
+from schemahub.mappings import Mapping, load_mapping
 from schemahub.pacing import PacedExchange
-from schemahub.runtime import Deps
+from schemahub.runtime import MAX_CHUNK_PAGES, Deps
 from schemahub.streams import Chunk, Interval, RawObject, Stream, merge
 
 EMPTY_CHUNKS = 100
@@ -252,7 +252,7 @@ class _Ingest:
         if not wanted or self.report.issue is None:
             return
         mapping = load_mapping(self.stream.exchange)
-        size = mapping.requests.page_size * self.deps.settings.chunk_pages
+        size = chunk_size_of(self.deps, mapping)
         shutil.rmtree(spilled, ignore_errors=True)
         spill = Spill(spilled, bucket_width(size))
         hull = Interval(wanted[0].first, wanted[-1].last)
@@ -305,6 +305,13 @@ class _Ingest:
         self.commit(fetched)
         self.report.committed_chunks += len(fetched)
         self.report.committed_rows += sum(len(f.texts) for f in fetched)
+
+
+def chunk_size_of(deps: Deps, mapping: Mapping) -> int:
+    """Ids of a chunk: the grid of a backfill's REST tasks, so that they find what this one left behind."""
+    page_size = mapping.requests.page_size
+    pages = max(deps.settings.chunk_pages, -(-backfill.CHUNK_ROWS // page_size))
+    return page_size * min(MAX_CHUNK_PAGES, pages)
 
 
 def make_durable(deps: Deps, stream: Stream, fetched: Fetched) -> RawObject:
