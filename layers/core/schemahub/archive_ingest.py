@@ -42,7 +42,7 @@ from schemahub.streams import Chunk, Interval, RawObject, Stream, merge
 
 EMPTY_CHUNKS = 100
 """Chunks without a row in the file that are fetched here; more are left to REST tasks, which work side by side."""
-GROUP_ROWS = 50_000
+GROUP_ROWS = 20_000
 """Rows that are handed on together."""
 UNREACHABLE = (ExchangeUnavailable, ResponseInterrupted, ExchangeRefused)
 Commit = Callable[[Sequence[Fetched]], None]

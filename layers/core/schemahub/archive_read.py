@@ -31,7 +31,7 @@ MAX_RATIO = 60.0
 """Digits pack 3 to 12 times; a bomb of zeros 1,000 times."""
 RATIO_FROM_BYTES = 2**20
 MAX_DIRECTORY_BYTES = 64 * 1024
-BLOCK_BYTES = 2**20
+BLOCK_BYTES = 2**19
 MAX_UNREADABLE = 10_000
 """Rows of the wrong width: more of them are another format."""
 PLAIN = bytes(range(0x30, 0x3A)) + b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz.,+-_:\r\n"

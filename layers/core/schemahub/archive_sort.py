@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 from schemahub.archive_read import SCHEMA
 from schemahub.errors import ArchiveUnreadable
 
-BUFFERED_BYTES = 8 * 2**20
-BUCKET_IDS = 30_000
+BUFFERED_BYTES = 4 * 2**20
+BUCKET_IDS = 20_000
 MOST_ROWS_PER_ID = 4
 """More different rows than ids of a bucket by this factor are no trades."""
 _WRITE = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1), use_threads=False)
