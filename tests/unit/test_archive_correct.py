@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import boto3
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from local.exchange_sim.server import running
 from schemahub import certificate, corrections, raw, rebuild
 from schemahub.archive_correct import correct_reissued, look_for_reissues
-from schemahub.errors import BadStateInput, LockLost
+from schemahub.errors import BadStateInput, CorruptState, LockLost
 from schemahub.streams import Interval, Segment
 from schemahub.verify import Line, judge_line
 from tests.lake import make_glue_check_versions
@@ -132,6 +133,24 @@ def test_a_correction_after_the_lock_was_lost_writes_nothing(issued_wrong: Archi
     with pytest.raises(LockLost):
         world.correct(lease=lease)
     assert of_day(world) == before
+
+
+def test_a_segment_that_another_has_changed_is_not_corrected(issued_wrong: ArchiveWorld) -> None:
+    world, ledger = issued_wrong, issued_wrong.deps.ledger
+    correct = ledger.correct
+
+    def meanwhile(locks: Any, lease: Any, changes: Any, holes: Any) -> None:
+        ledger.table.update_item(
+            Key={"stream": str(BINANCE), "item": f"segment#{changes[0][0].first:020d}"},
+            UpdateExpression="SET commit_id = :other",
+            ExpressionAttributeValues={":other": "other"},
+        )
+        correct(locks, lease, changes, holes)
+
+    ledger.correct = meanwhile
+    with pytest.raises(CorruptState, match="is not the one that was to be corrected"):
+        world.correct()
+    assert not any(raw.edition_of(s.raw_key) for s in of_day(world))
 
 
 def test_what_the_api_decided_stays_decided(world: ArchiveWorld) -> None:
