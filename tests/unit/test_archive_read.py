@@ -207,6 +207,16 @@ def test_files_of_raw_trades_are_read_by_their_own_columns() -> None:
     assert read.refused == {}
 
 
+def test_a_text_that_nobody_reads_as_a_number_cannot_break_out_of_its_line() -> None:
+    mapping = trades_mapping()
+    file = file_of(mapping, BINANCE, "monthly", OLD)
+    good = "28457,4.00000100,12.00000000,48.00001200,1717200000590,True,True\n"
+    for evil in ('48"', "48\\", '48"}{"id":1', "48\x01"):
+        found, read = lines(good + good.replace("48.00001200", evil), mapping, file)
+        assert len(found) == 1
+        assert read.refused == {"quoteQty is no text": 1}
+
+
 # --- zips -------------------------------------------------------------------------------------------------------
 
 
