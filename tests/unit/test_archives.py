@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import boto3
 import pytest
 
 from local.exchange_sim.server import running
+from schemahub.archive_ingest import run_planned
 from schemahub.archive_plan import archive_files
 from schemahub.archives import (
     ArchiveFile,
@@ -23,10 +26,14 @@ from schemahub.archives import (
     reissued,
     write_state,
 )
+from schemahub.backfill_plan import TaskSpec
+from schemahub.commit import Committed, segment_of
+from schemahub.commit_below import commit_islands
+from schemahub.coverage import missing
 from schemahub.errors import ArchiveUnreadable, BadStateInput, CorruptState
 from schemahub.mappings import load_mapping
 from schemahub.objects import ObjectStore
-from schemahub.streams import Interval, Stream
+from schemahub.streams import Interval, RawObject, Segment, Stream
 from tests.unit.archive_worlds import MAPPING, OLD, WORLD, ArchiveWorld
 from tests.unit.pipelines import BINANCE, make_pipeline
 
@@ -151,6 +158,26 @@ def test_files_are_planned_with_the_positions_that_the_api_gives_their_days(worl
     parts = [Interval(first.first, first.last - 10), Interval(second.first, second.first + 5)]
     assert [span for _, span in archive_files(world.deps, BINANCE, parts, worth=1)] == [first]
     assert archive_files(world.deps, BINANCE, []) == []
+
+
+def test_a_planned_file_is_a_task_that_fills_its_range(world: ArchiveWorld) -> None:
+    """From what is missing to what is committed, by the payload that goes through S3."""
+    deps, within = world.deps, world.ids()
+    lease, waiting, segments = world.lease(), list[RawObject](), list[Segment]()
+
+    def commit() -> None:
+        segments.extend(segment_of(BINANCE, raw, "run", "archive", deps.clock.now_ms()) for raw in waiting)
+        assert isinstance(commit_islands(deps.ledger, deps.locks, lease, segments, deps.clock), Committed)
+        waiting.clear()
+
+    [(file, part)] = archive_files(deps, BINANCE, missing(deps.ledger, BINANCE, within), worth=1)
+    planned = TaskSpec("run", BINANCE, lease, "archive", part, 1, 1, file=file)
+    spec = TaskSpec.from_json(json.loads(json.dumps(planned.to_json())))
+    report = run_planned(deps, spec, Event(), world.folder / "work", waiting.append, commit, lambda: None)
+    assert (report.status, report.committed_rows) == ("ingested", within.size)
+    assert missing(deps.ledger, BINANCE, within) == []
+    assert archive_files(deps, BINANCE, missing(deps.ledger, BINANCE, within), worth=1) == []
+    assert world.table(within) == world.truth(within)
 
 
 def test_a_file_that_was_looked_for_in_vain_is_not_planned_again_at_once(world: ArchiveWorld) -> None:

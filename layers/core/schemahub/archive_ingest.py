@@ -25,6 +25,7 @@ from schemahub.archive_reconcile import Found, Pieces, Rest, reconcile
 from schemahub.archive_samples import suspects
 from schemahub.archive_sort import Spill, bucket_width
 from schemahub.archives import ArchiveFile, FileState, address_of, archive_of, read_state, write_state
+from schemahub.backfill_plan import TaskSpec
 from schemahub.coverage import missing
 from schemahub.errors import (
     ArchiveAbsent,
@@ -178,6 +179,34 @@ def ingest_file(
     report.seconds = (deps.clock.now_ms() - begun) / 1000
     note(deps, report)
     return report
+
+
+def run_planned(
+    deps: Deps,
+    spec: TaskSpec,
+    stop: Event,
+    work_dir: Path,
+    add: Callable[[RawObject], None],
+    commit: Callable[[], None],
+    tick: Callable[[], None],
+) -> ArchiveReport:
+    """A backfill's task of kind ``archive``.
+
+    Args:
+        add: takes an object that is durable (``backfill_task.Committer.add``).
+        commit: commits what was added; what it raises ends the task.
+
+    Raises:
+        BadStateInput: the task names no file of the mapping's archive.
+    """
+    file = ArchiveFile.from_json(spec.file, load_mapping(spec.stream.exchange))
+
+    def hand_on(fetched: Sequence[Fetched]) -> None:
+        for one in fetched:
+            add(make_durable(deps, spec.stream, one))
+        commit()
+
+    return ingest_file(deps, spec.stream, file, spec.within, hand_on, work_dir, stop, tick)
 
 
 def with_issue(
