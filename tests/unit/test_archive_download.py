@@ -137,6 +137,21 @@ def test_what_passes_is_waited_for_and_what_stays_is_named(tmp_path: Path) -> No
         obtain(Server(*[(503, {}, b"", None)] * MAX_TRIES), tmp_path / "other")
 
 
+def test_a_worker_can_be_stopped_while_nothing_comes(tmp_path: Path) -> None:
+    beats: list[int] = []
+
+    def tick() -> None:
+        beats.append(1)
+        if len(beats) == 3:
+            raise KeyboardInterrupt
+
+    server = Server(*[(503, {}, b"", None)] * MAX_TRIES)
+    downloads = Downloads(server, "https://archive.example", ".CHECKSUM", FakeClock(), tick)
+    with pytest.raises(KeyboardInterrupt):
+        downloads.obtain(FILE, tmp_path)
+    assert len(server.asked) == 3
+
+
 def test_a_connection_that_always_brings_something_comes_to_its_end(tmp_path: Path) -> None:
     steps = [whole(BODY[:500], error=BROKEN)]
     steps += [(*rest(at, BODY[at : at + 500])[:3], BROKEN) for at in range(500, len(BODY) - 500, 500)]
