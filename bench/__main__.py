@@ -19,6 +19,7 @@ SECTIONS = (
     ("Query, DuckDB over the table's files on local disk", "query", ("--rows", "500000", "--repeat", "1")),
     ("Verify, one core, one stream on local disk", "verify", ("--rows", "200000")),
     ("Filling back history beside plain scripts", "backfill", ("--trades", "20000", "--latency-ms", "0")),
+    ("Archive, one core, a month's zip to raw objects", "archive", ("--rows", "200000")),
     ("Shared token bucket under 16 threads", "throttle", ("--requests", "5")),
 )
 
