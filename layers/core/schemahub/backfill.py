@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from schemahub import coverage, events, ingest, mirror, plan, seek
+from schemahub import coverage, events, ingest, mirror, plan, plan_linked, seek, witness
 from schemahub.answers import Row
 from schemahub.backfill_notes import count, counted, stopped, want, wanted
 from schemahub.backfill_plan import (
@@ -38,7 +38,7 @@ from schemahub.mappings import load_mapping
 from schemahub.paging import Expected, Linked, paging_of
 from schemahub.plan_linked import last_of
 from schemahub.runtime import MAX_CHUNK_PAGES, Deps
-from schemahub.streams import PREFIX, Chunk, Interval, Stream
+from schemahub.streams import PREFIX, Chunk, Interval, Known, Stream
 
 __all__ = [
     "close_backfill", "commit_backfill", "count", "counted", "open_backfill", "plan_backfill", "stopped", "want",
@@ -220,14 +220,16 @@ def cut_missing(deps: Deps, stream: Stream, parts: Sequence[Interval]) -> tuple[
     chunks: list[Chunk] = []
     trades = requests = 0
     ask = seek.asker(deps, stream)
-    portions = [p for part in parts for p in _portions(part, paging, len(parts))]
+    portions = [(p, part) for part in parts for p in _portions(part, paging, len(parts))]
     every, rows = -(-len(portions) // MAX_SAMPLES), list[Row]()
-    for number, portion in enumerate(portions):
+    known = {part: _known(deps, stream, part) for part in parts} if isinstance(paging, Linked) else {}
+    for number, (portion, part) in enumerate(portions):
         if not paging.counted and number % every == 0:
             sampled = ask(portion.last if mapping.requests.page.descending else portion.first)
             rows = list(sampled) if len(sampled) > 1 else rows
         size = paging.chunk_size(rows, pages) if paging.counted or rows else portion.size
-        cut = plan.cut(*portion, size, limit=MAX_PLAN + 1 - len(chunks))
+        links = known[part]._replace(pace=int(plan_linked.pace(rows))) if rows and part in known else known.get(part)
+        cut = plan.cut(*portion, size, limit=MAX_PLAN + 1 - len(chunks), known=links)
         chunks += cut
         brings = paging.expected(rows, cut) if paging.counted or rows else Expected(0, len(cut))
         trades, requests = trades + brings.trades, requests + brings.requests
@@ -239,6 +241,19 @@ def cut_missing(deps: Deps, stream: Stream, parts: Sequence[Interval]) -> tuple[
                 remedy="Fill it back in several runs, each of a part of the range.",
             )
     return chunks, Expected(trades, requests)
+
+
+def _known(deps: Deps, stream: Stream, part: Interval) -> Known:
+    """The trades that the chunks of a missing range must be linked to: those committed at both sides of it.
+
+    Where nothing is committed below, it begins with the first trade that is shown, as a first run does.
+    """
+    base = witness.newest(deps, stream, part.first - 1) if part.first else None
+    if base is None:
+        found = seek.first_from(deps, stream, part)
+        base = found if found <= part.last else None
+    head = witness.oldest(deps, stream, part.last + 1)
+    return Known(base, part.last if head is None else head, max(1, part.size // 64))
 
 
 def _portions(part: Interval, paging: Any, parts: int) -> list[Interval]:

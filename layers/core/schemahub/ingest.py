@@ -11,8 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from schemahub import commit, events, mirror, plan, raw, seams
-from schemahub.answers import parse_elements
+from schemahub import commit, events, mirror, plan, raw, seams, witness
 from schemahub.commit import Committed, Fenced, segment_of
 from schemahub.conditional import whole
 from schemahub.errors import (
@@ -216,7 +215,7 @@ def chunks_to_fetch(deps: Deps, stream: Stream, mark: Watermark | None) -> tuple
     last = min(head.settled, mark.high + paging.most_ahead) if mark else head.settled
     known = None
     if isinstance(paging, Linked) and begin.first <= last:
-        known = paging.known(page, head.settled, _newest_trade(deps, stream) if mark else begin.trade)
+        known = paging.known(page, head.settled, witness.newest(deps, stream) if mark else begin.trade)
     chunks = plan.cut(begin.first, last, paging.chunk_size(page, deps.settings.chunk_pages), known=known)
     if not chunks and not mark:
         spec = mapping.requests
@@ -270,16 +269,6 @@ def make_durable(
         young_us=deps.clock.now_ms() * 1000 - int(YOUNG_S * 1e6),
     )
     return raw.store(deps.objects, stream, fetched), fetched
-
-
-def _newest_trade(deps: Deps, stream: Stream) -> int | None:
-    """The position of the newest committed trade: a watermark in the middle of a plan, or of a rush, lies behind it."""
-    for segment in deps.ledger.newest_segments(stream):
-        if segment.count:
-            content = raw.read(deps.objects, segment.raw_key, segment.sha256, segment.count)
-            last = content.rstrip(b"\n").rpartition(b"\n")[2]
-            return parse_elements(b"[" + last + b"]", load_mapping(stream.exchange))[0].position
-    return None
 
 
 def _say_what_is_lost(deps: Deps, stream: Stream, fetched: Fetched) -> None:

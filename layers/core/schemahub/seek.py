@@ -57,13 +57,20 @@ def beginning(deps: Deps, stream: Stream, within: Interval) -> int:
     mapping = load_mapping(stream.exchange)
     if mapping.requests.page.asks == "newest":
         return within.first
-    ask, descending = asker(deps, stream), mapping.requests.page.descending
-    rows = ask(within.first)
-    if descending and rows:
+    if mapping.requests.page.descending and asker(deps, stream)(within.first):
         return within.first
-    first = rows[0].position if rows else within.last + 1 if not descending else first_at(0, within, ask, True)
+    first = first_from(deps, stream, within)
     step = step_of(mapping.fields.tick_ns, mapping.by_time)
     return min(max(first // step * step, within.first), within.last + 1)
+
+
+def first_from(deps: Deps, stream: Stream, within: Interval) -> int:
+    """The position of the first trade in ``within``, or of one behind it; above ``within.last`` where there is none."""
+    ask = asker(deps, stream)
+    if load_mapping(stream.exchange).requests.page.descending:
+        return first_at(0, within, ask, True)
+    rows = ask(within.first)
+    return rows[0].position if rows else within.last + 1
 
 
 def asker(deps: Deps, stream: Stream) -> Ask:
