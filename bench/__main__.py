@@ -18,6 +18,7 @@ SECTIONS = (
     ("Transform, one core, zstd JSON lines to Parquet on disk", "transform", ("--rows", "200000", "--repeat", "1")),
     ("Query, DuckDB over the table's files on local disk", "query", ("--rows", "500000", "--repeat", "1")),
     ("Verify, one core, one stream on local disk", "verify", ("--rows", "200000")),
+    ("Archive, one core, a month's zip to raw objects", "archive", ("--rows", "200000")),
     ("Shared token bucket under 16 threads", "throttle", ("--requests", "5")),
 )
 

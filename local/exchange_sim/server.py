@@ -38,6 +38,9 @@ class Handler(BaseHTTPRequestHandler):
         _, exchange, *rest = unquote(url.path).split("/", 2)
         if exchange in self.server.simulator.world.exchanges:
             path = "/" + (rest[0] if rest else "")
+            if path.startswith("/archive/"):
+                self._send(self.server.simulator.archive(exchange, path.removeprefix("/archive"), dict(self.headers)))
+                return
             self._send(self.server.simulator.get(exchange, path, query, self.client_address[0]))
         else:
             self._control("GET", url.path, query)
@@ -195,6 +198,16 @@ def _clear_faults(simulator: Simulator, query: dict[str, str], body: Any) -> Ans
     return Answer(200, as_json(simulator.faults.shown()))
 
 
+def _plant(simulator: Simulator, query: dict[str, str], body: Any) -> Answer:
+    simulator.archives.plant(body)
+    return Answer(200, as_json({"planted": len(simulator.archives.plants)}))
+
+
+def _heal_archives(simulator: Simulator, query: dict[str, str], body: Any) -> Answer:
+    simulator.archives.clear()
+    return Answer(200, as_json({"planted": 0}))
+
+
 def _clock(simulator: Simulator, query: dict[str, str], body: Any) -> Answer:
     body = dict(body or {})
     simulator.clock.set(body.pop("offset_s", None), body.pop("advance_s", None), body.pop("frozen", None))
@@ -215,6 +228,8 @@ _CONTROLS: dict[tuple[str, str], Callable[[Simulator, dict[str, str], Any], Answ
     ("GET", "/_sim/faults"): _list_faults,
     ("POST", "/_sim/faults"): _add_faults,
     ("DELETE", "/_sim/faults"): _clear_faults,
+    ("POST", "/_sim/archives"): _plant,
+    ("DELETE", "/_sim/archives"): _heal_archives,
     ("POST", "/_sim/clock"): _clock,
     ("GET", "/_sim/oracle"): _oracle,
 }

@@ -6,10 +6,11 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import sources
+from .archives import Archives
 from .faults import Board, Look
 from .limits import Refused
 from .messages import Answer, Listing, Query, Route, as_json
@@ -54,6 +55,10 @@ class Simulator:
         self.logs = {name: Log() for name in world.exchanges}
         self.faults = Board(world.exchanges)
         self.faults.add(world.faults, self.clock.now_us())
+        self.archives = Archives(
+            lambda name: world.exchanges[name].listings, lambda name: world.exchanges[name].protocol.mapping
+        )
+        self.archives.plant(world.archives)
 
     def get(self, exchange: str, path: str, query: Query, address: str) -> Answer:
         """Answer a GET of an exchange's path (below `/coinbase` and the like)."""
@@ -69,6 +74,10 @@ class Simulator:
         product = route.listing.name if route.listing else None
         self.logs[exchange].add(Seen(at_s, route.cost, answer.status, route.kind, product, limited))
         return answer
+
+    def archive(self, exchange: str, path: str, headers: Mapping[str, str]) -> Answer:
+        """Answer a GET of a file of history (below `/binance/archive` and the like); no limit applies to these."""
+        return self.archives.get(exchange, path, headers, self.clock.now_us())
 
     def _serve(self, desk: Exchange, route: Route, now_us: int) -> Answer:
         """The answer of a granted request: the true one, then whatever faults make of it."""

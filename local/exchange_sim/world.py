@@ -18,6 +18,7 @@ one is an error:
       - {exchange: binance, product: XRPETH, path: XRPETH.jsonl.gz}
     clock: {offset_s: 0, frozen: false}
     faults: []                        # as in POST /_sim/faults
+    archives: []                      # as in POST /_sim/archives
 """
 
 from __future__ import annotations
@@ -128,6 +129,8 @@ class World:
     offset_s: float = 0.0
     frozen: bool = False
     faults: list[dict[str, Any]] = field(default_factory=list)
+    archives: list[dict[str, Any]] = field(default_factory=list)
+    """What is wrong with the files of history; see `archives.KINDS`."""
 
 
 def build_world(config: Mapping[str, Any] | None = None) -> World:
@@ -136,7 +139,7 @@ def build_world(config: Mapping[str, Any] | None = None) -> World:
     _only(
         config,
         "configuration",
-        {"seed", "genesis", "products", "latency_ms", "recordings", "clock", "faults", *known_exchanges()},
+        {"seed", "genesis", "products", "latency_ms", "recordings", "clock", "faults", "archives", *known_exchanges()},
     )
     clock = dict(config.get("clock") or {})
     _only(clock, "clock", {"offset_s", "frozen"})
@@ -154,6 +157,7 @@ def build_world(config: Mapping[str, Any] | None = None) -> World:
         float(clock.get("offset_s", 0)),
         bool(clock.get("frozen", False)),
         list(config.get("faults") or []),
+        list(config.get("archives") or []),
     )
 
 

@@ -223,7 +223,7 @@ def test_a_rederivation_names_streams_and_where_it_begins(since: Any) -> None:
 
 
 @pytest.mark.parametrize("wanted", [
-    {}, [], "x", {"streams": []}, {"streams": "coinbase:BTC-USD"}, {"streams": ["a"], "until": 1}, {"since": 1},
+    {}, [], "x", {"streams": []}, {"streams": "coinbase:BTC-USD"}, {"streams": ["a"], "until": "x"}, {"until": 1},
     {"streams": ["a"], "since": -1}, {"streams": ["a"], "since": 1.5}, {"streams": ["a"], "since": True},
     {"streams": ["a"], "since": "yesterday"}, {"streams": ["a"], "since": "2024-13-01"}, {"streams": ["a"] * 1001},
     {"streams": ["a"], "since": MAX_POSITION + 1},

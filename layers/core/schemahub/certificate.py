@@ -19,7 +19,7 @@ from schemahub.errors import BadCertificate, CorruptState
 from schemahub.holes import Hole
 from schemahub.ledger import Watermark
 from schemahub.objects import ObjectStore
-from schemahub.raw import raw_key
+from schemahub.raw import EDITION_DIGITS, edition_of, raw_key
 from schemahub.streams import PREFIX, Absent, Interval, Segment, Stream, gaps, merge, overlapping
 from schemahub.verify import Aside, Finding, Line, absent
 
@@ -118,8 +118,9 @@ def _size(line: Line) -> int:
 
 
 def _tile(segment: Segment) -> list[Any]:
-    """First, last, count, SHA-256; the raw object's key is a function of the first three."""
-    return [segment.first, segment.last, segment.count, segment.sha256]
+    """First, last, count, SHA-256, of which the raw object's key is a function; ``edition`` if it replaced another."""
+    edition = ["edition"] if edition_of(segment.raw_key) else []
+    return [segment.first, segment.last, segment.count, segment.sha256, *edition]
 
 
 def _hole(hole: Hole) -> Document:
@@ -132,7 +133,7 @@ def _root(segments: Iterable[Sequence[Any]], fills: Iterable[Sequence[Any]]) -> 
     """One hash over all raw objects, each chained to those before it."""
     root = ""
     for kind, tiles in (("segment", segments), ("fill", fills)):
-        for first, last, count, sha256 in tiles:
+        for first, last, count, sha256, *_ in tiles:
             root = hashlib.sha256(f"{root}|{kind}|{first}|{last}|{count}|{sha256}".encode()).hexdigest()
     return root
 
@@ -220,10 +221,10 @@ def parse(body: bytes | str, origin: str) -> Certificate:
 
 
 def _segment(stream: Stream, tile: Sequence[Any], holes: Iterable[Absent], at_ms: int, counted: bool) -> Segment:
-    first, last, count, sha256 = tile
+    first, last, count, sha256, *edition = tile
     if any(type(n) is not int for n in (first, last, count)) or not isinstance(sha256, str):
         raise ValueError(f"{tile!r} is not a segment")
-    key = raw_key(stream, first, last, count)
+    key = raw_key(stream, first, last, count, sha256[:EDITION_DIGITS] if edition else "")
     return Segment(stream, first, last, count, tuple(holes), key, sha256, "certificate", "", "", at_ms, counted)
 
 

@@ -24,6 +24,11 @@
     │   ├── PageConflict          one id, two different trades
     │   ├── HeadBehindWatermark   the exchange's newest id is older than what we hold
     │   └── ExchangeRefused       4xx: our request is wrong, or we are not let in
+    ├── ArchiveError              a file of the exchange's history is not usable: REST fills its range
+    │   ├── ArchiveAbsent         the exchange has no such file, or not yet
+    │   ├── ChecksumMismatch      its SHA-256 is not the published one: refused, asked for again later
+    │   ├── ArchiveUnreadable     not a zip with one CSV of the mapping's columns
+    │   └── ArchiveBomb           larger, or packed tighter, than any file of trades
     ├── ThrottleError
     │   ├── SlotRefused           the next free slot is further away than the caller can wait
     │   └── CircuitOpen           the breaker keeps everybody away from the exchange for a while
@@ -188,6 +193,26 @@ class HeadBehindWatermark(ExchangeError):
 
 class ExchangeRefused(ExchangeError):
     remedy = "The exchange refuses the request itself; check the mapping and whether your region is served."
+
+
+class ArchiveError(SchemaHubError):
+    remedy = "Nothing of the file was stored; its range is asked for from the exchange's API instead."
+
+
+class ArchiveAbsent(ArchiveError):
+    remedy = "Files appear a day or more after their end. The range is asked for from the exchange's API instead."
+
+
+class ChecksumMismatch(ArchiveError):
+    remedy = "Nothing of the file was stored. It is asked for again by the next backfill; exchanges re-issue files."
+
+
+class ArchiveUnreadable(ArchiveError):
+    remedy = "Nothing of the file was stored. Compare it with `archive` in the mapping; the API fills its range."
+
+
+class ArchiveBomb(ArchiveError):
+    remedy = "Nothing was unpacked. Look at the file by hand before you raise a limit in archive_read.py."
 
 
 class ThrottleError(SchemaHubError):

@@ -154,10 +154,12 @@ def _iso(value: str) -> str:
 
 
 class Rederive(Payload):
-    """Make what the table has of these streams anew from their originals, from a position or a moment (UTC) on."""
+    """Make what the table has of these streams anew from their originals, from a position or a moment (UTC) on, up to a
+    position."""
 
     streams: list[str] = Field(min_length=1, max_length=1000)
     since: Position | Annotated[str, AfterValidator(_iso)] | None = None
+    until: Position | None = None
 
 
 class TransformInput(Payload):

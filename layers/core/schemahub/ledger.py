@@ -201,6 +201,35 @@ class Ledger:
         puts = [self._action("Put", Item=_item(fill)) for fill in fills]
         self.client.transact_write_items(TransactItems=[locks.condition_check(lease), change, *puts])
 
+    def correct(
+        self,
+        locks: Locks,
+        lease: Lease,
+        changes: Sequence[tuple[Segment, Segment]],
+        holes: Sequence[tuple[Hole | None, Hole | None]],
+    ) -> None:
+        """Put new segments in the place of old ones and settle their holes, all or nothing, while the lease holds.
+
+        A hole is (as it was seen, as it is now), None where there is none: what the new segment holds is no hole.
+
+        Raises:
+            ClientError: TransactionCanceledException; ``archive_correct`` finds out what it means.
+        """
+        puts = [
+            self._action("Put", Item=_item(new), ConditionExpression="commit_id = :old", values={":old": old.commit_id})
+            for old, new in changes
+        ]
+        for seen, now in holes:
+            as_seen: dict[str, Any] = {}
+            if seen is not None:
+                as_seen = {"ConditionExpression": "revision = :seen", "values": {":seen": seen.revision}}
+            if now is not None:
+                puts.append(self._action("Put", Item=_hole_item(now), **as_seen))
+            elif seen is not None:
+                key = {"stream": str(seen.stream), "item": _hole_name(seen.first)}
+                puts.append(self._action("Delete", Key=key, **as_seen))
+        self.client.transact_write_items(TransactItems=[locks.condition_check(lease), *puts])
+
     def _action(self, kind: str, values: dict[str, Any] | None = None, **parts: Any) -> dict[str, Any]:
         """One action of a transaction; without a condition of its own it demands that nothing is there yet."""
         typed = TypeSerializer().serialize

@@ -82,7 +82,7 @@ def plan_rederivation(wanted: events.Rederive, deps: Deps) -> list[StreamPlan]:
         raise BadStateInput("there is no table yet, so there is nothing to make anew") from error
     filled = published_intervals(table).keys()
     lines = [line for s in streams for line in (s.trades, s.trades.fills) if line == s.trades or line in filled]
-    plans = (plan(table, deps.ledger.segments(line), line, since) for line in lines)
+    plans = (plan(table, deps.ledger.segments(line), line, since, wanted.until) for line in lines)
     return [p for p in plans if p is not None]
 
 

@@ -1,7 +1,8 @@
 """The immutable layer: originals of a chunk in one object whose name and content are functions of its range.
 
 Writing twice writes the same bytes, so a second writer finds the first one's object; different content under the same
-range is an alarm (``RawConflict``), never an overwrite.
+range is an alarm (``RawConflict``), never an overwrite. What an exchange issues again with other content becomes
+another edition of the object, named by its content (``archive_correct``); the first one stays.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from schemahub.streams import Absent, Chunk, RawObject, Stream
 
 LEVEL = 3
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"(\d{20})_(\d{20})_(\d+)\.jsonl\.zst")
+_NAME = re.compile(r"(\d{20})_(\d{20})_(\d+)(?:\.([0-9a-f]{12}))?\.jsonl\.zst")
+EDITION_DIGITS = 12
 
 
-def raw_key(stream: Stream, first: int, last: int, count: int) -> str:
-    return f"{stream.raw_prefix}{first:020d}_{last:020d}_{count}.jsonl.zst"
+def raw_key(stream: Stream, first: int, last: int, count: int, edition: str = "") -> str:
+    name = f"{first:020d}_{last:020d}_{count}" + (f".{edition}" if edition else "")
+    return f"{stream.raw_prefix}{name}.jsonl.zst"
 
 
 def parse_raw_key(key: str) -> tuple[int, int, int] | None:
@@ -33,25 +36,32 @@ def parse_raw_key(key: str) -> tuple[int, int, int] | None:
     return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
+def edition_of(key: str) -> str:
+    """The beginning of its content's SHA-256 for an object that replaces another one; empty for a range's first."""
+    match = _NAME.fullmatch(key.rsplit("/", 1)[-1])
+    return (match[4] or "") if match else ""
+
+
 def content_of(texts: Iterable[str]) -> bytes:
     """The object's content before compression: one trade a line, a line break after each."""
     return "".join(f"{text}\n" for text in texts).encode()
 
 
-def store(objects: ObjectStore, stream: Stream, fetched: Fetched) -> RawObject:
-    """Make a fetched chunk durable.
+def store(objects: ObjectStore, stream: Stream, fetched: Fetched, *, edition: bool = False) -> RawObject:
+    """Make a fetched chunk durable; ``edition``: beside the object that its range has already.
 
     Raises:
         RawConflict: the range is there already with other content.
     """
     content = content_of(fetched.texts)
     chunk, count = fetched.chunk, len(fetched.texts)
+    sha256 = hashlib.sha256(content).hexdigest()
     raw = RawObject(
-        raw_key(stream, chunk.first, chunk.last, count),
+        raw_key(stream, chunk.first, chunk.last, count, sha256[:EDITION_DIGITS] if edition else ""),
         chunk.first,
         chunk.last,
         count,
-        hashlib.sha256(content).hexdigest(),
+        sha256,
         fetched.absent,
         fetched.counted,
     )
@@ -59,7 +69,7 @@ def store(objects: ObjectStore, stream: Stream, fetched: Fetched) -> RawObject:
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
     if objects.put_new(raw.key, compressor.compress(content), _metadata(raw)):
         return raw
-    there = find(objects, stream, chunk)
+    there = describe(objects, raw.key) if edition else find(objects, stream, chunk)
     if there is None:
         raise RawConflict(
             f"{raw.key} was not written by SchemaHub (empty, or without its metadata) and blocks its range",
@@ -89,9 +99,13 @@ def _metadata(raw: RawObject) -> dict[str, str]:
 
 
 def find(objects: ObjectStore, stream: Stream, chunk: Chunk) -> RawObject | None:
-    """The whole raw object of exactly this range, if one is durable; the fullest where an earlier look saw less."""
+    """The whole raw object of exactly this range, if one is durable; the fullest where an earlier look saw less.
+
+    Later editions are found by their segments, never by their range.
+    """
     prefix = f"{stream.raw_prefix}{chunk.first:020d}_{chunk.last:020d}_"
-    named = [(parsed[2], key) for key in objects.list(prefix) if (parsed := parse_raw_key(key))]
+    keys = [key for key in objects.list(prefix) if not edition_of(key)]
+    named = [(parsed[2], key) for key in keys if (parsed := parse_raw_key(key))]
     for _, key in sorted(named, reverse=True):
         raw = describe(objects, key)
         if raw is not None:

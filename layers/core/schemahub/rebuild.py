@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from schemahub import mirror, raw
 from schemahub.commit import segment_of
+from schemahub.corrections import replaced_keys
 from schemahub.errors import CorruptState
 from schemahub.holes import Hole, committed_holes, with_fills
 from schemahub.ledger import Watermark
@@ -219,17 +220,23 @@ def _segments(deps: Deps, state: State, proved: Interval, remains: Remains) -> l
     """The segments that are missing, from manifests and otherwise from the raw objects."""
     stream, found = state.stream, list[Segment]()
     spans = minus([proved, *state.islands], [s.interval for s in state.segments])
-    recorded = remains.segments.get(stream, {})
+    replaced, instead = replaced_keys(deps.objects, stream)
+    recorded = {f: s for f, s in remains.segments.get(stream, {}).items() if s.raw_key not in replaced}
     for span in spans:
         found += [s for first, s in recorded.items() if span.first <= first and s.last <= span.last]
     if twice := overlapping([s.interval for s in found]):
         raise CorruptState("manifests name segments that overlap", stream=stream, span=twice[0][1])
-    tiles = _tiles(deps, stream) if spans else []
+    tiles = [t for t in _tiles(deps, stream) if _in_use(t[2], replaced, instead)] if spans else []
     for span in minus(spans, [s.interval for s in found]):
         # What is published was published whole, so its edges are edges of segments.
         for part in sorted([*minus([span], state.published), *common([span], state.published)]):
             found += _from_raw(deps, state, tiles, part)
     return [_marked(s, remains) for s in sorted(found, key=lambda s: s.first)]
+
+
+def _in_use(key: str, replaced: set[str], instead: set[str]) -> bool:
+    """Not one that a correction put out of use, nor an edition that none put in."""
+    return key in instead if raw.edition_of(key) else key not in replaced
 
 
 def _from_raw(deps: Deps, state: State, tiles: Sequence[Tile], span: Interval) -> list[Segment]:

@@ -20,7 +20,7 @@ from pyiceberg.types import StringType, TimestamptzType
 
 from schemahub.catalog import REDERIVED, property_name, published_intervals
 from schemahub.errors import BadStateInput, CorruptState
-from schemahub.streams import TRADES, Interval, Segment, Stream, covers, gaps
+from schemahub.streams import MAX_POSITION, TRADES, Interval, Segment, Stream, covers, gaps
 from schemahub.table import COLUMNS, DATA_PREFIX, micros
 
 _FILE = re.compile(r"([A-Z][A-Z0-9_]*)_([A-Z0-9]+-[A-Z0-9]+)_(?:([a-z]+)_)?(\d{20})_(\d{20})_[0-9a-f]{8}\.parquet")
@@ -154,10 +154,19 @@ def beginning(files: Sequence[LiveFile], since: int | dt.datetime | None) -> int
     return max((f.interval.last + 1 for f in files if f.interval.last < first), default=0)
 
 
+def ending(files: Sequence[LiveFile], first: int, until: int | None) -> int:
+    """The last position to make anew, so that no file that holds any of ``first``..``until`` is cut."""
+    if until is None:
+        return MAX_POSITION
+    return max([until, *(f.interval.last for f in files if f.interval.last >= first and f.interval.first <= until)])
+
+
 def plan(
-    table: Table, segments: Iterable[Segment], stream: Stream, since: int | dt.datetime | None
+    table: Table, segments: Iterable[Segment], stream: Stream, since: int | dt.datetime | None, until: int | None = None
 ) -> StreamPlan | None:
     """What of ``stream`` from ``since`` on is to be made anew, of its committed ``segments``; None: nothing.
+
+    Up to position ``until``, and as far as the data files go that hold anything before it.
 
     Raises:
         BadStateInput: nothing of the stream is in the table. CorruptState: segments and table contradict each other.
@@ -169,11 +178,12 @@ def plan(
     first = beginning(files, since)
     if first is None:
         return None
-    chosen = tuple(s for s in segments if s.last >= first and covers(published, s.interval))
+    last = ending(files, first, until)
+    chosen = tuple(s for s in segments if s.last >= first and s.first <= last and covers(published, s.interval))
     if not chosen:
         return None
     first = min(first, chosen[0].first)
-    replaced = [f for f in files if f.interval.last >= first]
+    replaced = [f for f in files if f.interval.last >= first and f.interval.first <= last]
     held = [s.interval for s in chosen]
     for file in replaced:
         if not covers(held, file.interval):

@@ -17,7 +17,7 @@ from schemahub import coverage, mirror
 from schemahub.errors import CorruptState
 from schemahub.holes import Hole, absent_now
 from schemahub.ledger import Watermark
-from schemahub.raw import raw_key
+from schemahub.raw import edition_of, raw_key
 from schemahub.streams import Interval, RawObject, Segment, Stream, covers, gaps, merge, overlapping, runs
 
 SHIFT = 16
@@ -153,7 +153,9 @@ def _judge_segment(segment: Segment) -> Finding | None:
         committed_object(segment).check()
     except CorruptState as error:
         return Finding("segment_wrong", str(segment.stream), error.reason, segment.interval)
-    if segment.raw_key != raw_key(segment.stream, segment.first, segment.last, segment.count):
+    edition = edition_of(segment.raw_key)
+    expected = raw_key(segment.stream, segment.first, segment.last, segment.count, edition)
+    if segment.raw_key != expected or not segment.sha256.startswith(edition):
         message = f"the segment names the raw object of another range: {segment.raw_key}"
         return Finding("segment_wrong", str(segment.stream), message, segment.interval)
     return None
