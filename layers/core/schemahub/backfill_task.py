@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from schemahub import backfill, coverage, outages
+from schemahub.backfill_notes import Wish
 from schemahub.backfill_plan import TaskSpec
 from schemahub.backfill_pool import Durable, Pool
 from schemahub.commit import Fenced, segment_of
@@ -87,7 +88,7 @@ class Committer:
 
     def __init__(self, deps: Deps, spec: TaskSpec, stop: threading.Event, source: str, beat_s: float = BEAT_S) -> None:
         self.deps, self.spec, self.stop, self.source = deps, spec, stop, source
-        self.wish = "run"
+        self.wish: Wish = "run"
         self.guarded = True
         self.tally = Tally(Counter(), Counter())
         self._beat_ms = round(beat_s * 1000)
@@ -202,37 +203,65 @@ def run_task(
     committer = Committer(deps, spec, stop, spec.kind, beat_s)
     with about(spec.stream), outages.named():
         committer.beat(now=True)
-        tally = committer.tally.total
-        todo = uncommitted(deps, spec)
-        tally["chunks_reused"] = len(spec.chunks) - len(todo)
-        pool = Pool(replace(deps, metrics=None), spec, todo, stop)
-        try:
-            _collect(pool, committer, stop)
-        finally:
-            pool.abandon.set()
+        work = _file if spec.kind == "archive" else _chunks
+        ended = work(deps, spec, committer, stop, work_dir)
         committer.close()
-    missing = len(spec.chunks) - tally["chunks_fetched"] - tally["chunks_reused"]
-    status: Status = "incomplete" if missing else "done"
-    if missing and stop.is_set() and not pool.given_up:
-        status = "stopped" if committer.wish == "run" else committer.wish  # type: ignore[assignment]
+    tally = committer.tally.total
     result = TaskResult(
-        status=status,
-        chunks=len(spec.chunks),
+        status=committer.wish if ended.status == "stopped" and committer.wish != "run" else ended.status,
+        chunks=ended.chunks,
         fetched=tally["chunks_fetched"],
         reused=tally["chunks_reused"],
         committed=tally["segments"],
-        missing=missing,
+        missing=ended.chunks - tally["chunks_fetched"] - tally["chunks_reused"],
         requests=tally["requests"],
         trades=tally["trades"],
         bytes=tally["bytes"],
         seconds=(deps.clock.now_ms() - began) / 1000,
         peak_rss_mib=peak_rss_mib(),
-        errors=dict(pool.errors),
+        errors=ended.errors,
     )
     deps.count("RequestsSent", result.requests)
     deps.count("TradesFetched", result.trades)
     deps.count("SegmentsCommitted", result.committed)
     return result
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How the work of a task came to its end, and the chunks that it had."""
+
+    status: Literal["done", "incomplete", "stopped"]
+    chunks: int
+    errors: dict[str, int]
+
+
+def _chunks(deps: Deps, spec: TaskSpec, committer: Committer, stop: threading.Event, work_dir: Path | None) -> _Ended:
+    """Ask the exchange for the task's chunks."""
+    tally = committer.tally.total
+    todo = uncommitted(deps, spec)
+    tally["chunks_reused"] = len(spec.chunks) - len(todo)
+    pool = Pool(replace(deps, metrics=None), spec, todo, stop)
+    try:
+        _collect(pool, committer, stop)
+    finally:
+        pool.abandon.set()
+    whole = tally["chunks_fetched"] + tally["chunks_reused"] == len(spec.chunks)
+    early = stop.is_set() and not pool.given_up
+    return _Ended("done" if whole else "stopped" if early else "incomplete", len(spec.chunks), dict(pool.errors))
+
+
+def _file(deps: Deps, spec: TaskSpec, committer: Committer, stop: threading.Event, work_dir: Path | None) -> _Ended:
+    """Take the task's file. One that cannot be used is no failure: the next round asks the exchange for its range."""
+    # Here, because it loads Arrow: tasks that ask the exchange keep that memory.
+    from schemahub.backfill_file import take_file
+
+    report = take_file(deps, spec, committer, work_dir, stop)
+    errors = {report.error: 1} if report.error else {}
+    status: Literal["done", "incomplete", "stopped"] = "done"
+    if report.status in ("stopped", "unreachable"):
+        status = "stopped" if report.status == "stopped" else "incomplete"
+    return _Ended(status, report.committed_chunks, errors)
 
 
 def uncommitted(deps: Deps, spec: TaskSpec) -> list[Chunk]:

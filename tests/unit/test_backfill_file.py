@@ -1,0 +1,100 @@
+"""A task that takes a file of an archive: committed under the plan's lease, stopped in order, and never a failure by
+itself when the file is of no use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from local.exchange_sim.server import running
+from schemahub import backfill, coverage, errors
+from schemahub.backfill_plan import TaskSpec
+from schemahub.backfill_task import run_task
+from schemahub.streams import covers
+from tests.unit.archive_worlds import OLD, WORLD, ArchiveWorld
+from tests.unit.pages import ROOT
+from tests.unit.pipelines import BINANCE, make_pipeline
+
+
+@pytest.fixture
+def world(aws: boto3.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ArchiveWorld]:
+    monkeypatch.setattr("schemahub.backfill.CHUNK_ROWS", 1_000)  # a day is some chunks
+    with running(WORLD) as server:
+        pipeline = make_pipeline(aws, server, tmp_path, cold_start_trades=50)
+        pipeline.ingest(BINANCE)
+        yield ArchiveWorld(pipeline, tmp_path)
+
+
+def spec_of(world: ArchiveWorld, **more: Any) -> TaskSpec:
+    values = {"run": "run", "stream": BINANCE, "lease": world.lease(), "kind": "archive", "within": world.ids()}
+    values |= {"workers": 3, "chunk_concurrency": 5, "file": world.file().to_json()}
+    return TaskSpec(**{**values, **more})
+
+
+def work(world: ArchiveWorld, stop: threading.Event | None = None, **more: Any) -> Any:
+    return run_task(world.deps, spec_of(world, **more), stop or threading.Event(), world.folder / "work")
+
+
+def committed(world: ArchiveWorld) -> list[Any]:
+    return [s for s in world.deps.ledger.segments(BINANCE, world.ids().first) if s.last <= world.ids().last]
+
+
+def test_a_file_is_committed_by_its_task(world: ArchiveWorld) -> None:
+    result = work(world)
+    assert (result.status, result.exit_code, result.missing) == ("done", 0, 0)
+    assert result.trades == world.ids().size
+    assert covers([s.interval for s in committed(world)], world.ids())
+    assert {s.source for s in committed(world)} == {"archive"}
+    assert world.table(world.ids()) == world.truth(world.ids())
+    assert backfill.counted(world.deps, BINANCE, "run")["chunks_fetched"] == result.fetched == len(committed(world))
+
+
+def test_the_second_task_finds_nothing_missing(world: ArchiveWorld) -> None:
+    work(world)
+    assert (work(world).status, work(world).fetched) == ("done", 0)
+
+
+def test_a_file_that_is_of_no_use_is_no_failure_of_the_task(world: ArchiveWorld) -> None:
+    world.plant("no_file", OLD)
+    result = work(world)
+    assert (result.status, result.exit_code) == ("done", 0)
+    assert result.errors == {"ArchiveAbsent": 1}
+    assert coverage.missing(world.deps.ledger, BINANCE, world.ids()) == [world.ids()]
+
+
+def test_a_stopped_task_says_so(world: ArchiveWorld) -> None:
+    stop = threading.Event()
+    stop.set()
+    result = work(world, stop)
+    assert (result.status, result.exit_code, result.fetched) == ("stopped", 143, 0)
+
+
+def test_a_paused_task_ends_with_0(world: ArchiveWorld) -> None:
+    backfill.want(world.deps, "run", "pause")
+    result = work(world)
+    assert (result.status, result.exit_code, result.fetched) == ("pause", 0, 0)
+
+
+def test_a_zombie_commits_nothing_of_a_file(world: ArchiveWorld) -> None:
+    spec = spec_of(world)
+    world.deps.locks.advance(spec.lease)
+    with pytest.raises(errors.LockLost):
+        run_task(world.deps, spec, threading.Event(), world.folder / "work")
+    assert not committed(world)
+
+
+def test_without_a_directory_it_is_refused(world: ArchiveWorld) -> None:
+    with pytest.raises(errors.BadStateInput, match="directory"):
+        run_task(world.deps, spec_of(world), threading.Event())
+
+
+def test_a_rest_task_does_not_load_arrow() -> None:
+    code = "import sys, schemahub.backfill_task, schemahub.backfill_pool; sys.exit('pyarrow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT / "layers" / "core", check=False).returncode == 0
