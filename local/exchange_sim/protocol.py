@@ -52,11 +52,8 @@ class Protocol:
     @property
     def example_quote(self) -> str:
         """The quote asset of the product in the mapping's example, in our spelling."""
-        spec, row = self.mapping.products, self._products.row
-        if spec.pair:
-            assets = spec.pair.split(str(element_of(row, spec.pair.element)))
-            return self.mapping.asset(assets[1]) if assets else "USD"
-        return self.mapping.asset(str(element_of(row, spec.quote or "")))
+        assets = self.mapping.products.assets_of(self._products.row)
+        return self.mapping.asset(assets[1]) if assets else "USD"
 
     @property
     def newest_first(self) -> bool:
@@ -140,12 +137,11 @@ class Protocol:
 
     def _list_name(self, listing: Listing) -> str | None:
         """What the list of trades is called where its name is the product's: as in the example (XXBTZUSD: XETHZEUR)."""
-        like = self._frame.list_name
-        if like is None or not self._products.keyed:
+        like, assets = self._frame.list_name, self.mapping.products.assets_of(self._products.row)
+        if like is None or assets is None or not self._products.keyed:
             return None
-        spec, row, theirs = self.mapping.products, self._products.row, {o: n for n, o in self.mapping.assets.items()}
-        assets = spec.pair.split(str(element_of(row, spec.pair.element))) if spec.pair else None
-        base, quote = assets or (str(element_of(row, spec.base or "")), str(element_of(row, spec.quote or "")))
+        theirs = {ours: name for name, ours in self.mapping.assets.items()}
+        base, quote = assets
         head, mark, tail = like.rpartition(quote)
         if not mark or base not in head:
             return listing.name

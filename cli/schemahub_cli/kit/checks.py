@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from schemahub.answers import codes_at
+from schemahub.answers import INTEGER_ID, codes_at
 from schemahub.errors import SchemaHubError, UnknownProduct
 from schemahub.exchanges import Exchange, Product
 from schemahub.mapping_sql import EARLIEST_US
 from schemahub.mappings import NS, Mapping
 from schemahub.pointers import at_pointer, element_of, members
-from schemahub.streams import Stream
+from schemahub.streams import PRODUCT, Stream
 from schemahub_cli.kit.pages import SavedAnswer, SimulatedHttp, newest_page, readings
 
 DAY_US = 86_400_000_000
@@ -103,15 +103,12 @@ def _why_unlisted(mapping: Mapping, rows: Any) -> str:
             return (
                 f"products/only/{name}: the example's product has {str(element_of(row, name))!r}, not one of {allowed}"
             )
-    if spec.pair:
-        pair = str(element_of(row, spec.pair.element))
-        assets = spec.pair.split(pair)
-        if assets is None:
-            return f"products/pair: {pair!r} cannot be cut: neither `separator` nor one of `quotes` fits"
-    else:
-        assets = (str(element_of(row, spec.base or "")), str(element_of(row, spec.quote or "")))
+    assets = spec.assets_of(row)
+    if assets is None:
+        pair = str(element_of(row, spec.pair.element)) if spec.pair else ""
+        return f"products/pair: {pair!r} cannot be cut: neither `separator` nor one of `quotes` fits"
     product = "-".join(mapping.asset(name) for name in assets)
-    if not re.fullmatch(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}", product):
+    if not PRODUCT.fullmatch(product):
         return f"products/example: {product!r} is no name of a product of ours: see `assets`"
     return (
         f"symbol: {product} would be asked for as {mapping.symbol_of(product)!r}, but the exchange calls it "
@@ -149,7 +146,7 @@ def _quantity(mapping: Mapping, value: Any) -> Iterator[str]:
 
 
 def _trade_id(mapping: Mapping, value: Any) -> Iterator[str]:
-    if mapping.fields.id_type == "integer" and not re.fullmatch(r"0|[1-9][0-9]{0,18}", str(value)):
+    if mapping.fields.id_type == "integer" and not INTEGER_ID.fullmatch(str(value)):
         yield f"fields/trade_id: {str(value)[:60]!r} is no integer from 0 on; `type: text`, if it names trades by words"
 
 

@@ -18,6 +18,7 @@ from schemahub.mappings import NS, Mapping
 from schemahub.pointers import at_pointer, element_of, only_list
 from schemahub.streams import MAX_POSITION
 
+INTEGER_ID = re.compile(r"0|[1-9][0-9]{0,18}")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ABSURD_TIME = 10**20
 """No epoch of any unit comes near: what is greater is no time at all."""
@@ -168,7 +169,7 @@ def _trade_id(value: Any, mapping: Mapping) -> str:
             raise MalformedResponse(f"trade id {str(value)[:40]!r} is not a text of 1 to 64 characters")
         return str(value)
     text = str(value) if type(value) in (int, str) else ""
-    if not re.fullmatch(r"0|[1-9][0-9]{0,18}", text) or int(text) > MAX_POSITION:
+    if not INTEGER_ID.fullmatch(text) or int(text) > MAX_POSITION:
         raise MalformedResponse(f"trade id {str(value)[:40]!r} is not an integer from 0 on")
     return text
 

@@ -28,7 +28,7 @@ from schemahub.errors import (
 )
 from schemahub.mappings import NS, Mapping
 from schemahub.pointers import at_pointer, element_of, members
-from schemahub.streams import Stream
+from schemahub.streams import PRODUCT, Stream
 
 MAX_BODY_BYTES = 20 * 1024 * 1024
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 20.0
@@ -165,12 +165,9 @@ class Exchange:
         spec, mapping = self.mapping.products, self.mapping
         if any(str(element_of(row, name)) not in allowed for name, allowed in spec.only.items()):
             return None
-        if spec.pair:
-            assets = spec.pair.split(str(element_of(row, spec.pair.element)))
-        else:
-            assets = (str(element_of(row, spec.base or "")), str(element_of(row, spec.quote or "")))
+        assets = spec.assets_of(row)
         product = "-".join(mapping.asset(a) for a in assets) if assets else ""
-        if not re.fullmatch(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}", product):
+        if not PRODUCT.fullmatch(product):
             return None
         symbol = mapping.symbol_of(product)
         if not isinstance(row, str) and str(element_of(row, spec.symbol)) != symbol:

@@ -15,7 +15,7 @@ from typing import Any
 
 from schemahub.errors import BadMapping, UnknownExchange
 from schemahub.mapping_file import read_document
-from schemahub.pointers import Element
+from schemahub.pointers import Element, element_of
 
 NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 """Nanoseconds of each unit of time."""
@@ -129,6 +129,12 @@ class Products:
     disabled: str | None
     only: dict[str, list[str]]
     example: str
+
+    def assets_of(self, row: Any) -> tuple[str, str] | None:
+        """(base, quote) of a row of the product list, in the exchange's spelling; None where its pair is none."""
+        if self.pair:
+            return self.pair.split(str(element_of(row, self.pair.element)))
+        return str(element_of(row, self.base or "")), str(element_of(row, self.quote or ""))
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,12 @@ import duckdb
 
 from schemahub.errors import BadConfig, BadQuery
 from schemahub.mappings import exchanges, load_mapping
-from schemahub.streams import Stream
+from schemahub.streams import PRODUCT, Stream
 from schemahub.table import COLUMNS
 
 EXTENSIONS = ("httpfs", "avro", "iceberg")
 _INTERVAL = re.compile(r"([1-9]\d{0,3})([smhd])")
 _UNITS = {"s": "second", "m": "minute", "h": "hour", "d": "day"}
-_SYMBOL = re.compile(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}")
 _EXCHANGE = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
 _DUCKDB_TYPES = {"string": "VARCHAR", "double": "DOUBLE", "timestamptz": "TIMESTAMPTZ"}
 _NOBODY = "('', '', 0)"
@@ -168,7 +167,7 @@ def ohlcv_sql(symbol: str, interval: str, exchange: str | None = None) -> str:
     found = _INTERVAL.fullmatch(interval)
     if not found:
         raise BadQuery(f"the interval {interval[:20]!r} is not a number and s, m, h or d")
-    where = f"symbol = {_text(_checked(_SYMBOL, symbol, 'symbol'))}"
+    where = f"symbol = {_text(_checked(PRODUCT, symbol, 'symbol'))}"
     if exchange is not None:
         where += f" AND exchange = {_text(_checked(_EXCHANGE, exchange.upper(), 'exchange'))}"
     order = "ORDER BY trade_ts, TRY_CAST(trade_id AS BIGINT), trade_id"

@@ -19,7 +19,8 @@ TRADES, FILLS = "trades", "fills"
 ABSENT_CLASSES = ("exchange_skipped", "halted", "not_yet", "lost")
 
 _EXCHANGE = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_PRODUCT = re.compile(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}")
+PRODUCT = re.compile(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}")
+"""Our name of a product: what is traded, and what it is paid in."""
 _DATASET = re.compile(r"[a-z]{1,16}")
 
 
@@ -53,7 +54,7 @@ class Stream:
     def __post_init__(self) -> None:
         for value, pattern, name in (
             (self.exchange, _EXCHANGE, "exchange"),
-            (self.product, _PRODUCT, "product"),
+            (self.product, PRODUCT, "product"),
             (self.dataset, _DATASET, "dataset"),
         ):
             if not isinstance(value, str) or not pattern.fullmatch(value):
