@@ -10,62 +10,21 @@ from __future__ import annotations
 import calendar
 import hashlib
 import io
-import json
+import itertools
 import re
 import threading
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Any
 
-from schemahub.mappings import NS
 from schemahub.mappings import Mapping as ExchangeMapping
 
-from . import generator
+from .archive_rows import KINDS, Plant, Row, blocks_of
 from .messages import Answer, Listing
-from .sources import Generated
 
-MICROSECONDS_FROM = date(2025, 1, 1)
-KINDS: dict[str, dict[str, Any]] = {
-    "no_file": {},  # 404 although it is time
-    "no_checksum": {},
-    "wrong_checksum": {"times": None},  # so many answers; then the right one
-    "break_off": {"times": 1},  # half of the answer, then the connection ends
-    "corrupt": {},  # a byte in the middle of the packed data is another one
-    "not_zip": {},
-    "bomb": {"megabytes": 80},  # zeros
-    "nested": {},  # a zip in the zip
-    "two_members": {},
-    "other_member": {"name": "../../etc/passwd"},
-    "skip": {"ids": None},  # rows that the API has
-    "truncate": {"share": 0.4},  # only the first part of the rows, the last one in half
-    "repeat": {"ids": None, "times": 1},
-    "conflict": {"ids": None},  # a second row of the same id with another quantity
-    "other_quantity": {"ids": None},  # another quantity than in the API
-    "other_trades": {"ids": None},  # the rows of other trades under these ids
-    "another_day": {"rows": 5},  # rows of the day after between those of the day
-    "reverse": {},
-    "interleave": {"ways": 7},
-    "unit": {"unit": "us", "ids": None},  # None: all rows
-    "garbage": {"rows": 3},
-    "header": {},
-    "bad_price": {"ids": None},
-}
-"""Each kind with its arguments; ``ids`` is a closed range."""
-Row = list[str]
-
-
-@dataclass
-class Plant:
-    """Something wrong with the files of one product; without ``begin`` with all of them."""
-
-    kind: str
-    exchange: str
-    product: str
-    begin: date | None
-    args: dict[str, Any]
-    fired: int = 0
+COMPRESSION = 3
 
 
 @dataclass
@@ -143,196 +102,44 @@ class Archives:
             return None
         key = (exchange, path)
         if key not in self._made:
-            rows = rows_of(mapping, listing, _micros(begin), _micros(end), plants)
-            if not rows:
+            blocks = blocks_of(mapping, listing, _micros(begin), _micros(end), plants)
+            if (head := next(blocks, None)) is None:
                 return None
             if len(self._made) > 8:
                 self._made.clear()
-            self._made[key] = _packed(path.rsplit("/", 1)[-1], rows, plants)
+            self._made[key] = _packed(path.rsplit("/", 1)[-1], itertools.chain([head], blocks), plants)
         return self._made[key]
 
 
-def rows_of(
-    mapping: ExchangeMapping, listing: Listing, begin_us: int, end_us: int, plants: Sequence[Plant]
-) -> list[Row]:
-    """The rows of a file as cells of text, with what is planted among them."""
-    source = listing.source
-    first, last = source.first_at_or_after(begin_us), source.first_at_or_after(end_us) - 1
-    last = min(last, source.head(end_us))
-    if last < first:
-        return []
-    default = mapping.archive.trade_ts_units[-1] if mapping.archive and mapping.archive.trade_ts_units else "ms"
-    is_new = datetime.fromtimestamp(begin_us / 1e6, UTC).date() >= MICROSECONDS_FROM
-    unit = default if is_new else str(mapping.fields.ts_unit)
-    texts = source.oldest(first, last, last - first + 1)
-    times_us = (t[1] for t in generator.ticks(source.product, first, last)) if isinstance(source, Generated) else None
-    rows = [(number, _row(mapping, text, unit, next(times_us) if times_us else None)) for number, text in texts]
-    for plant in plants:
-        if plant.kind in _SPOIL:
-            rows = _SPOIL[plant.kind](_Scene(mapping, listing, rows, plant.args))
-    if any(p.kind == "header" for p in plants):
-        rows.insert(0, (-1, _columns(mapping)))
-    return [cells for _, cells in rows]
-
-
-def _columns(mapping: ExchangeMapping) -> Row:
-    columns = mapping.archive.columns if mapping.archive else []
-    return list(columns)
-
-
-def _cells(mapping: ExchangeMapping, listing: Listing, number: int, unit: str) -> Row:
-    """One trade as the archive writes it."""
-    ((_, text),) = listing.source.oldest(number, number, 1)
-    time_us = generator.time_of(listing.source.product, number) if isinstance(listing.source, Generated) else None
-    return _row(mapping, text, unit, time_us)
-
-
-def _row(mapping: ExchangeMapping, text: str, unit: str, time_us: int | None) -> Row:
-    """A row of the API as the archive writes it; times as finely as ``time_us`` knows them."""
-    assert mapping.archive is not None
-    row = json.loads(text, parse_float=str)
-    names = mapping.archive.columns.values() if isinstance(mapping.archive.columns, dict) else mapping.archive.columns
-    cells = []
-    for name in names:
-        value = row.get(name, "")
-        said = json.dumps(value) if isinstance(value, bool) else str(value)
-        if name == mapping.fields.trade_ts:
-            us = int(said) * NS[str(mapping.fields.ts_unit)] // 1000 if time_us is None else time_us
-            said = str(us * 1000 // NS[unit])
-        back = {ours: theirs for theirs, ours in reversed(mapping.archive.values.get(name, {}).items())}
-        cells.append(back.get(said, said))
-    return cells
-
-
-@dataclass(frozen=True)
-class _Scene:
-    """A file's rows (id, cells) and what a pathology needs to know to spoil them."""
-
-    mapping: ExchangeMapping
-    listing: Listing
-    rows: list[tuple[int, Row]]
-    args: dict[str, Any]
-
-    def at(self, element: Any) -> int:
-        return _columns(self.mapping).index(str(element))
-
-    def touched(self, number: int) -> bool:
-        ids = self.args.get("ids")
-        return ids is not None and ids[0] <= number <= ids[1]
-
-    def changed(self, change: Callable[[int, Row], Row]) -> list[tuple[int, Row]]:
-        return [(n, change(n, c) if self.touched(n) else c) for n, c in self.rows]
-
-    def with_cell(self, element: Any, text: Callable[[int, str], str]) -> Callable[[int, Row], Row]:
-        at = self.at(element)
-
-        def change(number: int, cells: Row) -> Row:
-            return [*cells[:at], text(number, cells[at]), *cells[at + 1 :]]
-
-        return change
-
-
-def _skip(s: _Scene) -> list[tuple[int, Row]]:
-    return [row for row in s.rows if not s.touched(row[0])]
-
-
-def _truncate(s: _Scene) -> list[tuple[int, Row]]:
-    *kept, (number, cells) = s.rows[: max(1, round(len(s.rows) * s.args["share"]))]
-    return [*kept, (number, cells[: len(cells) // 2])]
-
-
-def _repeat(s: _Scene) -> list[tuple[int, Row]]:
-    again = [row for row in s.rows if s.touched(row[0])]
-    place = s.rows.index(again[-1]) + 1
-    return s.rows[:place] + again * int(s.args["times"]) + s.rows[place:]
-
-
-def _other_quantity(s: _Scene) -> list[tuple[int, Row]]:
-    return s.changed(s.with_cell(s.mapping.fields.quantity, lambda _, text: _other(text)))
-
-
-def _other_trades(s: _Scene) -> list[tuple[int, Row]]:
-    at = s.at(s.mapping.fields.trade_id)
-
-    def change(number: int, cells: Row) -> Row:
-        other = _cells(s.mapping, s.listing, number + 7, "ms")
-        return [*other[:at], cells[at], *other[at + 1 :]]
-
-    return s.changed(change)
-
-
-def _another_day(s: _Scene) -> list[tuple[int, Row]]:
-    last = max(number for number, _ in s.rows)
-    unit = "us" if len(s.rows[0][1][s.at(s.mapping.fields.trade_ts)]) > 14 else "ms"
-    rows = list(s.rows)
-    step = max(1, len(rows) // (s.args["rows"] + 1))
-    for number in range(1, s.args["rows"] + 1):
-        rows.insert(number * step, (last + number, _cells(s.mapping, s.listing, last + number, unit)))
-    return rows
-
-
-def _unit(s: _Scene) -> list[tuple[int, Row]]:
-    whole = _Scene(s.mapping, s.listing, s.rows, {"ids": s.args["ids"] or (0, 2**63)})
-    at = s.at(s.mapping.fields.trade_ts)
-
-    def text(number: int, _: str) -> str:
-        return _cells(s.mapping, s.listing, number, s.args["unit"])[at]
-
-    return whole.changed(s.with_cell(s.mapping.fields.trade_ts, text))
-
-
-def _garbage(s: _Scene) -> list[tuple[int, Row]]:
-    bad = [["not a number", "\x00", '"'], ["1", "2"], [*s.rows[0][1], "one too many"]]
-    return s.rows[:5] + [(-1, bad[n % len(bad)]) for n in range(s.args["rows"])] + s.rows[5:]
-
-
-_SPOIL: dict[str, Callable[[_Scene], list[tuple[int, Row]]]] = {
-    "skip": _skip,
-    "truncate": _truncate,
-    "repeat": _repeat,
-    "conflict": lambda s: s.rows + [row for row in _other_quantity(s) if s.touched(row[0])],
-    "other_quantity": _other_quantity,
-    "other_trades": _other_trades,
-    "another_day": _another_day,
-    "reverse": lambda s: s.rows[::-1],
-    "interleave": lambda s: [row for way in range(s.args["ways"]) for row in s.rows[way :: s.args["ways"]]],
-    "unit": _unit,
-    "garbage": _garbage,
-    "bad_price": lambda s: s.changed(s.with_cell(s.mapping.fields.price, lambda _, text: "0")),
-}
-"""What each kind does to the rows of a file."""
-
-
-def _other(text: str) -> str:
-    return text[:-1] + str((int(text[-1]) + 1) % 10)
-
-
-def _packed(name: str, rows: Sequence[Row], plants: Sequence[Plant]) -> bytes:
+def _packed(name: str, blocks: Iterable[list[Row]], plants: Sequence[Plant]) -> bytes:
     kinds = {p.kind: p for p in plants}
-    text = "".join(",".join(cells) + "\n" for cells in rows).encode()
+    texts: Iterable[bytes] = ("".join(",".join(cells) + "\n" for cells in rows).encode() for rows in blocks)
     member = name.removesuffix(".zip") + ".csv"
     if "not_zip" in kinds:
-        return b"<html>maintenance</html>" + text[:100]
+        return b"<html>maintenance</html>" + b"".join(texts)[:100]
     if "bomb" in kinds:
-        text = bytes(kinds["bomb"].args["megabytes"] * 2**20)
+        texts = (bytes(2**20) for _ in range(kinds["bomb"].args["megabytes"]))
     if "nested" in kinds:
-        text = _zip([(member, text)])
+        texts, member = [_zip([member], texts)], f"{member}.zip"
     if "other_member" in kinds:
         member = kinds["other_member"].args["name"]
-    members = [(member, text)] * (1 + ("two_members" in kinds))
-    members = [(f"{n}{where}" if n else where, what) for n, (where, what) in enumerate(members)]
-    body = bytearray(_zip([(f"{member}.zip" if "nested" in kinds else where, what) for where, what in members]))
+    body = bytearray(_zip([member, f"1{member}"] if "two_members" in kinds else [member], texts))
     if "corrupt" in kinds:
         body[len(body) // 2] ^= 0xFF
     return bytes(body)
 
 
-def _zip(members: Sequence[tuple[str, bytes]]) -> bytes:
-    """The same bytes for the same content."""
+def _zip(names: Sequence[str], texts: Iterable[bytes]) -> bytes:
+    """The same bytes for the same content, which the first name has and any further ones too."""
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name, text in members:
-            packed.writestr(zipfile.ZipInfo(name, (2025, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED)
+    kept: Iterable[bytes] = list(texts) if len(names) > 1 else texts
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION) as packed:
+        for name in names:
+            about = zipfile.ZipInfo(name, (2025, 1, 1, 0, 0, 0))
+            about.compress_type = zipfile.ZIP_DEFLATED
+            with packed.open(about, "w", force_zip64=True) as member:
+                for text in kept:
+                    member.write(text)
     return out.getvalue()
 
 

@@ -130,7 +130,7 @@ class World:
     frozen: bool = False
     faults: list[dict[str, Any]] = field(default_factory=list)
     archives: list[dict[str, Any]] = field(default_factory=list)
-    """What is wrong with the files of history; see `archives.KINDS`."""
+    """What is wrong with the files of history; see `archive_rows.KINDS`."""
 
 
 def build_world(config: Mapping[str, Any] | None = None) -> World:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from local.exchange_sim.archives import KINDS
+from local.exchange_sim.archive_rows import KINDS
 from local.exchange_sim.server import Server, running
 from local.exchange_sim.world import build_world
 from tests.unit.archive_worlds import WORLD
