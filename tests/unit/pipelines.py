@@ -22,13 +22,12 @@ import zstandard
 
 from local.exchange_sim.server import Server
 from schemahub import events, ingest, publishing, raw, repair
-from schemahub.clock import SystemClock
 from schemahub.errors import SchemaHubError
 from schemahub.repair import Repaired
 from schemahub.streams import Stream
 from tests.lake import DATABASE
 from tests.unit.pages import ROOT
-from tests.unit.worlds import STREAM, World, make_world
+from tests.unit.worlds import STREAM, Shifted, World, make_world
 
 QUIET = {"limit": "none", "trades_per_day": 4_000}
 FAST = {"latency_ms": {"mean": 0, "jitter": 0}, "coinbase": QUIET, "binance": QUIET}
@@ -37,21 +36,6 @@ START = datetime(2026, 6, 1, 10, tzinfo=UTC)
 """When tests begin: a third of a chunk is left to trade, so that a first run is the same at every time of day."""
 Trade = tuple[int, str, float, float, int]
 """Id, taker's side, price, quantity, microseconds since the epoch."""
-
-
-class Shifted(SystemClock):
-    """The machine's clock, set forward by whatever anybody sleeps, so that waiting takes no time."""
-
-    def __init__(self) -> None:
-        self.ahead_s = 0.0
-        self.slept: list[float] = []
-
-    def now_ms(self) -> int:
-        return super().now_ms() + round(self.ahead_s * 1000)
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.ahead_s += max(0.0, seconds)
 
 
 def retries() -> list[dict[str, Any]]:

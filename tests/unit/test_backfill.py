@@ -13,26 +13,18 @@ import pytest
 
 from local.exchange_sim.server import Server, running
 from schemahub import backfill, coverage, errors, raw, seek
-from schemahub.clock import SystemClock
 from schemahub.commit import Fenced
 from schemahub.commit_below import commit_islands
 from schemahub.mappings import load_mapping
 from schemahub.streams import Interval, Stream, covers, overlapping
 from tests import generated_truth as truth
 from tests.unit.backfills import Backfill, segment_in, task
-from tests.unit.worlds import STREAM, World, make_world
+from tests.unit.worlds import STREAM, Shifted, World, make_world
 
 KRAKEN, GEMINI, OKX = Stream("kraken", "BTC-USD"), Stream("gemini", "BTC-USD"), Stream("okx", "BTC-USDT")
 BYBIT = Stream("bybit", "BTC-USDT")
 NAMES = ("coinbase", "kraken", "gemini", "okx", "bybit", "binance", "bitfinex")
 FAST = {"latency_ms": {"mean": 0, "jitter": 0}, **{name: {"limit": "none"} for name in NAMES}}
-
-
-class Hurried(SystemClock):
-    """The real time, without the waiting: slots and second looks cost nothing here."""
-
-    def sleep(self, seconds: float) -> None:
-        pass
 
 
 @pytest.fixture
@@ -43,7 +35,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def world(aws: boto3.Session, server: Server) -> World:
-    return make_world(aws, server.url, Hurried(), cold_start_trades=2_000)
+    return make_world(aws, server.url, Shifted(), cold_start_trades=2_000)
 
 
 def low_of(world: World, stream: Stream = STREAM) -> int:

@@ -16,23 +16,15 @@ from local.exchange_sim.server import Server, running
 from schemahub import backfill, backfill_pool, backfill_task, coverage, errors, raw
 from schemahub.backfill_plan import TaskSpec
 from schemahub.backfill_task import read_spec, run_task
-from schemahub.clock import SystemClock
 from schemahub.exchanges import Answer, Http
 from schemahub.pacing import PacedExchange
 from schemahub.streams import Chunk, covers
 from tests.unit.backfills import Backfill
 from tests.unit.pages import ROOT
-from tests.unit.worlds import STREAM, World, make_world
+from tests.unit.worlds import STREAM, Shifted, World, make_world
 
 QUIET = {"limit": "none"}
 FAST = {"latency_ms": {"mean": 0, "jitter": 0}, "coinbase": QUIET, "kraken": QUIET}
-
-
-class Hurried(SystemClock):
-    """The real time, without the waiting before retries and second looks."""
-
-    def sleep(self, seconds: float) -> None:
-        pass
 
 
 class Unlimited:
@@ -95,7 +87,7 @@ class Desk:
 @pytest.fixture
 def desk(aws: boto3.Session, server: Server, monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.setattr(backfill, "CHUNK_ROWS", 2_000)
-    world = make_world(aws, server.url, Hurried(), cold_start_trades=2_000, backfill_ecs=True)
+    world = make_world(aws, server.url, Shifted(), cold_start_trades=2_000, backfill_ecs=True)
     http = world.deps.http = Watched(world.deps.http)
     PacedExchange.of(world.deps, "coinbase").throttle = Unlimited()  # type: ignore[assignment]
     world.ingest()

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from local.exchange_sim.server import Server, running
 from schemahub import backfill_notes, coverage
-from schemahub.clock import SystemClock
 from schemahub.runtime import Settings
 from schemahub.streams import Interval, Stream, merge
 from schemahub_cli import backfill_watch, target
@@ -24,19 +23,12 @@ from schemahub_cli.backfills import size
 from schemahub_cli.main import app
 from tests.unit.backfills import Backfill, task
 from tests.unit.test_cli import FakeObjects
-from tests.unit.worlds import STREAM, World, make_world
+from tests.unit.worlds import STREAM, Shifted, World, make_world
 
 RUNNER = CliRunner(env={"COLUMNS": "220"})
 MACHINE = "arn:aws:states:us-east-1:1:stateMachine:backfill"
 NAME = "coinbase:BTC-USD"
 QUIET = {"latency_ms": {"mean": 0, "jitter": 0}, "coinbase": {"limit": "none"}, "gemini": {"limit": "none"}}
-
-
-class Hurried(SystemClock):
-    """The real time, without the waiting."""
-
-    def sleep(self, seconds: float) -> None:
-        pass
 
 
 class Missing(Exception):
@@ -88,7 +80,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def world(aws: boto3.Session, server: Server) -> World:
-    made = make_world(aws, server.url, Hurried(), cold_start_trades=2_000, backfill_ecs=True, chunk_pages=10)
+    made = make_world(aws, server.url, Shifted(), cold_start_trades=2_000, backfill_ecs=True, chunk_pages=10)
     made.ingest()
     return made
 

@@ -23,8 +23,7 @@ from schemahub.streams import Segment, Stream
 from schemahub_cli.kit.pages import SavedAnswer, newest_page, readings
 from schemahub_cli.main import app
 from tests.unit.pages import ROOT, blocks, rows_under, text_of
-from tests.unit.test_ingest import Hurried
-from tests.unit.worlds import World, make_world
+from tests.unit.worlds import Shifted, World, make_world
 
 PAGE = "docs/adding-an-exchange.md"
 STREAM = Stream("examplex", "BTC-USD")
@@ -76,7 +75,7 @@ def test_the_example_is_ingested_from_its_simulator_as_the_oracle_says(folder: P
     config = {"latency_ms": {"mean": 0, "jitter": 0}, "examplex": {"products": ["BTC-USD"], "limit": "none"}}
     with running(config) as server:
         endpoints = {"examplex": f"{server.url}/examplex"}
-        world = make_world(aws, server.url, Hurried(), endpoints=endpoints, cold_start_trades=3_000)
+        world = make_world(aws, server.url, Shifted(), endpoints=endpoints, cold_start_trades=3_000)
         outcome = world.ingest(STREAM)
         source = server.simulator.listing("examplex", "BTC-USD").source
     assert outcome["status"] == "covered"

@@ -14,17 +14,10 @@ from schemahub import errors, events, ingest, raw
 from schemahub.clock import FakeClock, SystemClock
 from schemahub.runtime import parse_event
 from schemahub.streams import Stream, covers, gaps, overlapping
-from tests.unit.worlds import STREAM, World, make_world
+from tests.unit.worlds import STREAM, Shifted, World, make_world
 
 BINANCE = Stream("binance", "BTC-USDT")
 FAST = {"latency_ms": {"mean": 0, "jitter": 0}, "coinbase": {"limit": "none"}, "binance": {"limit": "none"}}
-
-
-class Hurried(SystemClock):
-    """The real time, without the waiting: slots and second looks cost nothing here."""
-
-    def sleep(self, seconds: float) -> None:
-        pass
 
 
 @pytest.fixture
@@ -35,7 +28,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def world(aws: boto3.Session, server: Server) -> World:
-    return make_world(aws, server.url, Hurried())
+    return make_world(aws, server.url, Shifted())
 
 
 def fault(server: Server, **spec: Any) -> None:
@@ -183,7 +176,7 @@ def test_a_malformed_product_is_refused_before_anything_is_done(world: World, pr
 
 
 def test_an_unreachable_exchange_is_named(aws: boto3.Session) -> None:
-    world = make_world(aws, "http://127.0.0.1:9", Hurried())
+    world = make_world(aws, "http://127.0.0.1:9", Shifted())
     with pytest.raises(errors.ExchangeUnavailable, match="coinbase#BTC-USD"):
         world.ingest()
 
@@ -246,7 +239,7 @@ def test_a_first_run_of_a_recording_begins_at_its_first_trade(aws: boto3.Session
     recording = {"exchange": "binance", "product": "XRPETH", "path": str(recorded)}
     with running({**FAST, "recordings": [recording]}) as server:
         world = make_world(
-            aws, server.url, Hurried(), cold_start_hours=100_000, cold_start_trades=10**9, chunk_pages=10
+            aws, server.url, Shifted(), cold_start_hours=100_000, cold_start_trades=10**9, chunk_pages=10
         )
         world.ingest(Stream("binance", "XRP-ETH"))
         mark = world.deps.ledger.watermark(Stream("binance", "XRP-ETH"))

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from local.exchange_sim.server import running
 from schemahub import errors, ingest, mirror
 from schemahub.rebuild import mirrored_streams, rebuild, tiling
-from tests.unit.test_ingest import FAST, Hurried, assert_sound
-from tests.unit.worlds import STREAM, World, make_world
+from tests.unit.test_ingest import FAST, assert_sound
+from tests.unit.worlds import STREAM, Shifted, World, make_world
 
 
 @pytest.fixture
 def world(aws: boto3.Session):
     with running(FAST) as server:
-        yield make_world(aws, server.url, Hurried())
+        yield make_world(aws, server.url, Shifted())
 
 
 def forget(world: World) -> None:

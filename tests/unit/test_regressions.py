@@ -17,21 +17,15 @@ import pytest
 from local.exchange_sim.server import Server, running
 from schemahub import errors, events, ingest, raw
 from schemahub.answers import parse_rows
-from schemahub.clock import SystemClock
 from schemahub.commit import Fenced, Superseded
 from schemahub.fetch import Fetched, fetch_chunk
 from schemahub.mappings import load_mapping
 from schemahub.streams import Chunk, Stream, gaps
 from tests.unit.sources import FakeSource, row, text_of
 from tests.unit.stores import STREAM, Stores, make_stores, segment, tiles
-from tests.unit.worlds import World, make_world
+from tests.unit.worlds import Shifted, World, make_world
 
 FAST = {"latency_ms": {"mean": 0, "jitter": 0}, "coinbase": {"limit": "none"}, "binance": {"limit": "none"}}
-
-
-class Hurried(SystemClock):
-    def sleep(self, seconds: float) -> None:
-        pass
 
 
 @pytest.fixture
@@ -47,7 +41,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def world(aws: boto3.Session, server: Server) -> World:
-    return make_world(aws, server.url, Hurried(), cold_start_hours=3.0, cold_start_trades=8_000)
+    return make_world(aws, server.url, Shifted(), cold_start_hours=3.0, cold_start_trades=8_000)
 
 
 def fault(server: Server, **spec: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 
 from schemahub import events, ingest
+from schemahub.clock import SystemClock
 from schemahub.errors import SchemaHubError
 from schemahub.mappings import exchanges
 from schemahub.runtime import Deps, Settings, build, parse_event
@@ -21,6 +22,21 @@ from tests.conftest import create_tables
 
 BUCKET = "schemahub-test-bucket"
 STREAM = Stream("coinbase", "BTC-USD")
+
+
+class Shifted(SystemClock):
+    """The machine's clock, set forward by whatever anybody sleeps, so that waiting takes no time."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+        self.slept: list[float] = []
+
+    def now_ms(self) -> int:
+        return super().now_ms() + round(self.ahead_s * 1000)
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.ahead_s += max(0.0, seconds)
 
 
 @dataclass
