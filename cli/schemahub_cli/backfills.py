@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -152,6 +153,20 @@ def report_table(report: dict[str, Any]) -> Table:
         stream = Stream.from_json(one["stream"])
         table.add_row(f"{stream.exchange} {stream.product}", f"[{colour}]{one['outcome']}[/]", *cells, missing)
     return table
+
+
+def files_lines(report: dict[str, Any]) -> list[str]:
+    """The archive's files that a run took or refused, and what was wrong with them; nothing where there were none."""
+    files = [file for one in report["streams"] for file in one.get("files", ())]
+    if not files:
+        return []
+    ways = Counter(file["status"] for file in files)
+    rows = sum(file.get("committed_rows", 0) for file in files)
+    wrong = ", ".join(f"{kind} {count:,}" for kind, count in sorted(report["pathologies"].items()))
+    return [
+        f"files of the archive: {', '.join(f'{count} {way}' for way, count in sorted(ways.items()))}; {rows:,} rows",
+        f"wrong with them: {wrong or 'nothing'}",
+    ]
 
 
 def _against(name: str, planned: float | None, actual: float | None) -> str:

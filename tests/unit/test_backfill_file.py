@@ -3,6 +3,7 @@ itself when the file is of no use."""
 
 from __future__ import annotations
 
+import datetime as dt
 import subprocess
 import sys
 import threading
@@ -14,10 +15,12 @@ import boto3
 import pytest
 
 from local.exchange_sim.server import running
-from schemahub import backfill, coverage, errors
+from schemahub import backfill, coverage, errors, events
 from schemahub.backfill_plan import TaskSpec
+from schemahub.backfill_report import report
 from schemahub.backfill_task import run_task
 from schemahub.streams import covers
+from schemahub_cli.backfills import files_lines
 from tests.unit.archive_worlds import OLD, WORLD, ArchiveWorld
 from tests.unit.pages import ROOT
 from tests.unit.pipelines import BINANCE, make_pipeline
@@ -67,6 +70,36 @@ def test_a_file_that_is_of_no_use_is_no_failure_of_the_task(world: ArchiveWorld)
     assert (result.status, result.exit_code) == ("done", 0)
     assert result.errors == {"ArchiveAbsent": 1}
     assert coverage.missing(world.deps.ledger, BINANCE, world.ids()) == [world.ids()]
+
+
+def test_the_report_names_each_file_and_sums_what_was_wrong(world: ArchiveWorld) -> None:
+    ids, now = world.ids(), world.deps.clock.now_ms()
+    run = events.Run(id="run", arn="arn:run", fences={}, opened_at=now)
+    world.ingest(dt.date(2024, 6, 3))  # of an earlier run: not in the report
+    world.deps.clock.ahead_s += 10
+    run = run.model_copy(update={"opened_at": world.deps.clock.now_ms()})
+    world.plant("wrong_checksum", OLD, times=2)
+    world.plant("no_file", dt.date(2024, 6, 2))
+    world.plant("repeat", OLD, ids=(ids.first + 10, ids.first + 29), times=2)
+    assert work(world).errors == {"ChecksumMismatch": 1}
+    assert work(world, file=world.file(dt.date(2024, 6, 2)).to_json()).errors == {"ArchiveAbsent": 1}
+    assert work(world).status == "done"
+    said = report(world.deps, run, {BINANCE: "schemahub/plans/run/backfill/binance/BTC-USDT/"})
+    assert said["files"] == 2
+    assert said["pathologies"] == {
+        "ArchiveAbsent": 1,
+        "checksum_mismatch": 1,
+        "rows_disordered": 2,
+        "rows_repeated": 40,
+    }
+    first, second = said["streams"][0]["files"]
+    assert (first["status"], first["checksum"], first["committed_rows"]) == ("ingested", "verified", ids.size)
+    assert [tried["error"] for tried in first["attempts"]] == ["ChecksumMismatch"]
+    assert (second["status"], second["error"]) == ("absent", "ArchiveAbsent")
+    lines = files_lines(said)
+    assert lines[0] == f"files of the archive: 1 absent, 1 ingested; {ids.size:,} rows"
+    assert lines[1] == "wrong with them: ArchiveAbsent 1, checksum_mismatch 1, rows_disordered 2, rows_repeated 40"
+    assert files_lines({"streams": [{"files": []}]}) == []
 
 
 def test_a_stopped_task_says_so(world: ArchiveWorld) -> None:

@@ -346,7 +346,7 @@ def _report(document: dict[str, Any]) -> list[Any]:
     report = document["report"]
     if report is None:
         return []
-    return [backfills.report_table(report), f"[dim]{report['notes']}[/]"]
+    return [backfills.report_table(report), *backfills.files_lines(report), f"[dim]{report['notes']}[/]"]
 
 
 def _finish(say: Say, where: Target, progress: Progress) -> None:

@@ -26,6 +26,8 @@ Kind = Literal["daily", "monthly"]
 Checksum = Literal["verified", "missing", "mismatch", "unknown"]
 """``missing``: the exchange publishes none for this file; ``unknown``: the file itself is not there."""
 MAX_CHECKSUM_BYTES = 4096
+MAX_ATTEMPTS = 20
+"""Looks in vain that a file's state remembers."""
 
 _SHA256 = re.compile(rb"([0-9a-fA-F]{64})[ \t]+\*?(\S+)\s*")
 
@@ -219,6 +221,11 @@ def write_state(objects: ObjectStore, state: FileState, before: FileState | None
             state = replace(state, earlier=(*before.earlier, before.issue()))
         else:
             state = replace(state, earlier=before.earlier)
+    elif before is not None:
+        # What was tried in vain is part of the file's story: late, not what its checksum says, then right.
+        tried = {name: before.report.get(name, "") for name in ("status", "error", "reason")}
+        attempts = [*before.report.get("attempts", ()), {"looked_at": before.looked_at, **tried}]
+        state = replace(state, report={**state.report, "attempts": attempts[-MAX_ATTEMPTS:]})
     objects.put(state.file.state_key, json.dumps(state.to_json(), indent=1).encode())
     return state
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from schemahub import backfill_notes, coverage, events
+from schemahub.archives import FileState, archive_of, states
 from schemahub.errors import CorruptState, NothingIngested
+from schemahub.mappings import load_mapping
 from schemahub.runtime import Deps
 from schemahub.streams import Interval, Stream
 
@@ -19,6 +22,7 @@ SUMS = ("chunks", "trades", "requests", "storage_bytes", "usd")
 def report(deps: Deps, run: events.Run, homes: Mapping[Stream, str]) -> dict[str, Any]:
     """The report of a run over streams whose plans lie in ``homes``; read from the stores, written nowhere."""
     streams = [_of_stream(deps, run, stream, home) for stream, home in homes.items()]
+    files = [file for one in streams for file in one["files"]]
     now = deps.clock.now_ms()
     outcomes = {s["outcome"] for s in streams}
     status = next((word for word in ("failed", "cancelled", "paused", "busy") if word in outcomes), "done")
@@ -35,6 +39,8 @@ def report(deps: Deps, run: events.Run, homes: Mapping[Stream, str]) -> dict[str
             name: sum(s["actual"][name] for s in streams)
             for name in ("chunks", "trades", "absent", "missing_positions", *backfill_notes.COUNTERS)
         },
+        "files": len(files),
+        "pathologies": dict(_summed(files)),
         "notes": "requests, bytes and seconds are counted by the tasks: after a crash they are lower bounds, and what "
         "functions fetched is not among them",
         "streams": streams,
@@ -65,7 +71,42 @@ def _of_stream(deps: Deps, run: events.Run, stream: Stream, home: str) -> dict[s
             "missing_positions": sum(part.size for part in left),
             **backfill_notes.counted(deps, stream, run.id),
         },
+        "files": [_of_file(state) for state in _looked_at(deps, run, stream)],
     }
+
+
+def _looked_at(deps: Deps, run: events.Run, stream: Stream) -> Iterator[FileState]:
+    """The archive's files that this run looked for, by name. No other run does, while it holds the stream's lock."""
+    mapping = load_mapping(stream.exchange)
+    if archive_of(mapping) is None:
+        return
+    for state in states(deps.objects, stream, mapping):
+        if state.looked_at >= (run.opened_at or 0):
+            yield state
+
+
+def _of_file(state: FileState) -> dict[str, Any]:
+    """What became of a file, without its examples: those are in its own state."""
+    names = ("status", "error", "reason", "rows", "pathologies", "ids_filled_from_api", "ids_absent", "committed_rows",
+             "requests", "attempts")  # fmt: skip
+    return {
+        "name": state.file.name,
+        "checksum": state.checksum,
+        **{name: state.report[name] for name in names if name in state.report},
+        "state_key": state.file.state_key,
+    }
+
+
+def _summed(files: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """How often each pathology was met, over files and attempts; what refused a file whole goes by its error's name."""
+    total: Counter[str] = Counter()
+    for file in files:
+        for found in file.get("pathologies", ()):
+            total[found["kind"]] += found["count"]
+        tried = [a["error"] for a in file.get("attempts", ())]
+        total.update("checksum_mismatch" if error == "ChecksumMismatch" else error for error in tried if error)
+        total.update(error for error in [file.get("error")] if error not in ("", None, "ChecksumMismatch"))
+    return total
 
 
 def _read(deps: Deps, key: str) -> Any:
