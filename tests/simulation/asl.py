@@ -29,10 +29,12 @@ EVENTS_A_STATE = 7
 RUNNING, SUCCEEDED, FAILED, ABORTED = "RUNNING", "SUCCEEDED", "FAILED", "ABORTED"
 LAMBDA = "arn:aws:states:::lambda:invoke"
 NESTED = "arn:aws:states:::states:startExecution.sync:2"
+_MATH_ADD = re.compile(r"States\.MathAdd\((\$[\w.]*), (\d+)\)")
 _STATE_KEYS = {
     "Type", "Comment", "Resource", "Parameters", "ResultSelector", "ResultPath", "OutputPath", "InputPath",
     "TimeoutSeconds", "Retry", "Next", "End", "Choices", "Default", "Label", "ItemReader", "ItemSelector",
     "MaxConcurrency", "ToleratedFailurePercentage", "ItemProcessor", "Error", "Cause",
+    "Result", "Catch", "ErrorPath", "CausePath",
 }  # fmt: skip
 
 
@@ -191,6 +193,11 @@ class Execution:
                 # FULL jitter: anything up to the whole; the middle here.
                 self.due_ms = self.service.now_ms() + round(wait_s * 500)
                 return
+        for catcher in self.state.get("Catch", ()):
+            if error in catcher["ErrorEquals"]:
+                data = _put(self.data, catcher["ResultPath"], {"Error": error, "Cause": ""})
+                self._enter(catcher["Next"], _sized(data))
+                return
         self._close(FAILED, error=error)
 
     def abort(self) -> None:
@@ -237,8 +244,10 @@ class Execution:
             self._joined()
 
     def _enter_pass(self, state: dict[str, Any]) -> None:
-        assert "Result" not in state
-        self._leave(_at(self.data, state.get("InputPath", "$")))
+        if "Parameters" in state:
+            self._leave(self._filled(state["Parameters"], self.data))
+        else:
+            self._leave(state["Result"] if "Result" in state else _at(self.data, state.get("InputPath", "$")))
 
     def _enter_choice(self, state: dict[str, Any]) -> None:
         for choice in state["Choices"]:
@@ -247,6 +256,7 @@ class Execution:
                 "StringEquals": lambda wanted, v=value: isinstance(v, str) and v == wanted,
                 "NumericEquals": lambda wanted, v=value: isinstance(v, int) and v == wanted,
                 "NumericGreaterThan": lambda wanted, v=value: isinstance(v, int) and v > wanted,
+                "NumericGreaterThanEquals": lambda wanted, v=value: isinstance(v, int) and v >= wanted,
             }
             (test,) = choice.keys() - {"Variable", "Next"}
             if tests[test](choice[test]):
@@ -257,7 +267,7 @@ class Execution:
         self._close(SUCCEEDED, output=self.data)
 
     def _enter_fail(self, state: dict[str, Any]) -> None:
-        self._close(FAILED, error=state["Error"])
+        self._close(FAILED, error=_at(self.data, state["ErrorPath"]) if "ErrorPath" in state else state["Error"])
 
     def _enter_map(self, state: dict[str, Any]) -> None:
         reader = state["ItemReader"]
@@ -330,7 +340,9 @@ class Execution:
             return template
         filled = {}
         for key, value in template.items():
-            if key.endswith(".$"):
+            if key.endswith(".$") and (added := _MATH_ADD.fullmatch(value)):
+                filled[key[:-2]] = _at(data, added[1]) + int(added[2])
+            elif key.endswith(".$"):
                 root = self._context(item) if value.startswith("$$") else data
                 filled[key[:-2]] = deepcopy(_at(root, value.removeprefix("$") if value.startswith("$$") else value))
             else:

@@ -38,6 +38,7 @@ class Script:
                 "batches_key": "batches",
                 "mode": "append",
                 "batches": 2,
+                "round": 1,
             },
             "transform_batch": {},
             "publish": {"status": "published"},
@@ -133,7 +134,7 @@ def test_a_redrive_runs_only_what_was_not_exited() -> None:
 
 def test_a_state_that_failed_in_the_nested_machine_starts_a_new_execution_of_it() -> None:
     script = Script()
-    script.failing["Publish"] = "StaleBatch"
+    script.failing["Publish"] = "CorruptState"
     execution = script.service.start("ingest", {})
     script.run(execution)
     assert (execution.status, execution.error) == (FAILED, "States.TaskFailed")
@@ -142,6 +143,34 @@ def test_a_state_that_failed_in_the_nested_machine_starts_a_new_execution_of_it(
     execution.redrive()
     assert script.run(execution)[0] == "ListPending"
     assert dict(script.called)["ListPending"]["execution"]["Id"] != first
+
+
+def test_what_another_execution_published_in_part_is_listed_anew_five_times_at_most() -> None:
+    script = Script()
+    script.failing["Publish"] = "StaleBatch"
+    execution = script.service.start("transform", {"rederive": None})
+
+    def answer(invocation: Invocation) -> Any:
+        if invocation.function == "list_pending":
+            script.answers["list_pending"]["round"] = invocation.payload["round"]
+            assert invocation.payload["input"] == {"rederive": None}
+        return Script.call(script, invocation)
+
+    script.call = answer  # type: ignore[method-assign]
+    assert script.run(execution).count("Publish") == 5
+    assert (execution.status, execution.error) == (FAILED, "StaleBatch")
+    again = script.service.start("transform", {"rederive": None})
+    seen = 0
+
+    def stale_once(invocation: Invocation) -> Any:
+        nonlocal seen
+        if invocation.function == "publish" and (seen := seen + 1) == 2:
+            script.failing.clear()
+        return answer(invocation)
+
+    script.call = stale_once  # type: ignore[method-assign]
+    assert [place for place in script.run(again) if "/" not in place] == ["ListPending", "Publish"] * 2
+    assert again.status == SUCCEEDED
 
 
 def test_an_aborted_execution_hears_no_late_answer() -> None:

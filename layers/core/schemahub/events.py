@@ -180,8 +180,11 @@ class TransformInput(Payload):
 
 
 class ListPending(Step):
+    """``round``: how often this execution lists; another one may publish a part of what was listed in between."""
+
     execution: Execution
     input: TransformInput
+    round: int = Field(default=1, ge=1, le=100)
 
 
 Mode = Literal["append", "replace"]

@@ -48,6 +48,7 @@ def list_pending(event: events.ListPending, deps: Deps) -> dict[str, Any]:
         "batches_key": key,
         "batches": len(batches),
         "mode": "replace" if event.input.rederive is not None else "append",
+        "round": event.round,
     }
 
 
