@@ -17,7 +17,7 @@ from tests.integration.test_end_to_end import ingest, ledger_of, table_rows
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 COINBASE, BINANCE = Stream("coinbase", "ETH-USD"), Stream("binance", "ETH-USDT")
-DAYS = 4
+DAYS = 8
 
 
 def test_a_backfill_survives_both_kills_beside_an_ingest_and_fetches_no_finished_chunk_twice(
