@@ -15,10 +15,10 @@ export PYTHONDONTWRITEBYTECODE :=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-crash test-matrix test-load test-exchanges lint fmt bench build lock clean
+.PHONY: help setup run test test-crash test-matrix test-load test-exchanges test-backfill lint fmt bench build lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.stamp $(VENV_AWS)/.stamp ## Create the two environments (done by every other target when needed)
 
@@ -40,6 +40,9 @@ test-load: setup
 
 test-exchanges: setup ## Every exchange, 20,000 trades each, through the deployed stack at its true limits (12 minutes)
 	$(BIN)/pytest --timeout 1500 tests/integration/test_exchanges.py
+
+test-backfill: setup ## 5,000,000 trades through tasks that are killed, and an archive's month of 21 M rows (half an hour)
+	$(BIN)/pytest -s -m long --timeout 3600 tests/integration/test_heavy_backfill.py
 
 lint: setup ## Style and types
 	$(BIN)/ruff check .

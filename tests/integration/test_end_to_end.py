@@ -15,6 +15,7 @@ from typing import Any
 
 import boto3
 import pytest
+from typer.testing import CliRunner
 
 from local.stack import Stack
 from schemahub.catalog import LakeCatalog, load_table
@@ -22,6 +23,9 @@ from schemahub.ledger import Ledger
 from schemahub.objects import ObjectStore
 from schemahub.query import connect
 from schemahub.streams import Stream
+from schemahub_cli import target
+from schemahub_cli.main import app
+from schemahub_cli.target import LocalSession, Target
 from tests.integration.conftest import RECORDINGS, Simulator
 
 pytestmark = pytest.mark.end_to_end
@@ -32,12 +36,18 @@ RECORDED = Stream("binance", "XRP-ETH")
 def run(stack: Stack, machine: str = "IngestStateMachineArn", *, timeout_s: float = 240, **keys: Any) -> dict[str, Any]:
     """One execution to its end."""
     client = stack.client("stepfunctions")
-    arn = client.start_execution(
+    started = client.start_execution(
         stateMachineArn=stack.outputs[machine], input=json.dumps({"schema_version": 1, **keys})
     )
+    return ended(stack, started["executionArn"], timeout_s)
+
+
+def ended(stack: Stack, arn: str, timeout_s: float = 240) -> dict[str, Any]:
+    """What became of an execution, once it has come to its end."""
+    client = stack.client("stepfunctions")
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        described = client.describe_execution(executionArn=arn["executionArn"])
+        described = client.describe_execution(executionArn=arn)
         if described["status"] != "RUNNING":
             return dict(described)
         time.sleep(0.3)
@@ -203,8 +213,8 @@ def test_bad_input_ends_in_a_named_error_with_nothing_committed(
         ({"kind": "empty_list", "match": {"on": "page"}}, "EmptyPage"),
     ],
 )
-def test_a_hostile_exchange_fails_one_stream_and_leaves_the_others_whole(
-    stack: Stack, simulator: Simulator, fault: dict[str, Any], error: str
+def test_a_hostile_exchange_fails_one_stream_and_leaves_the_others_whole_and_replay_finds_it(
+    stack: Stack, simulator: Simulator, fault: dict[str, Any], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     victim = Stream("coinbase", {"MalformedResponse": "LTC-USD", "EmptyPage": "LINK-USD"}[error])
     simulator.add_faults({"exchange": "coinbase", "product": victim.product, **fault})
@@ -215,8 +225,24 @@ def test_a_hostile_exchange_fails_one_stream_and_leaves_the_others_whole(
     assert table_rows(stack, victim) == []
     assert_exactly_the_exchange(stack, simulator, Stream("coinbase", "ADA-USD"))
     simulator.reset()
-    ingest(stack, victim)
+    where = Target(stack.name, True, LocalSession(stack.endpoint), dict(stack.outputs))
+    monkeypatch.setattr(target, "resolve", lambda name: where)
+    query = ["--state", "failed", "--since", "1h", "--error", error, "--product", victim.product]
+    seen = replay(*query, "--dry-run")
+    assert [f["stream"]["product"] for f in seen["failures"]] == [victim.product]
+    assert replay("--since", "1h", "--product", "ADA-USD")["failures"] == []
+    [started] = replay(*query)["started"]
+    outcome = ended(stack, started["execution"])
+    assert outcome["status"] == "SUCCEEDED", (outcome.get("error"), outcome.get("cause"))
     assert_exactly_the_exchange(stack, simulator, victim)
+    assert replay(*query)["started"] == [], "a later run has done it"
+
+
+def replay(*words: str) -> dict[str, Any]:
+    """What ``schemahub replay`` says."""
+    result = CliRunner().invoke(app, ["replay", *words, "--json"])
+    assert result.exit_code == 0, result.output
+    return dict(json.loads(result.stdout))
 
 
 def failure_names(stack: Stack, outcome: dict[str, Any]) -> set[str]:
