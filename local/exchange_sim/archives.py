@@ -53,12 +53,19 @@ class Archives:
             found.append(Plant(kind, exchange, symbol, day, {**KINDS[kind], **given}))
         with self._guard:
             self.plants += found
-            self._made.clear()
+            self._forget(found)
 
-    def clear(self) -> None:
+    def clear(self, begin: date | None = None) -> None:
+        """Heal the files that begin on that day, or all of them: they are issued again."""
         with self._guard:
-            self.plants.clear()
-            self._made.clear()
+            healed = [p for p in self.plants if begin in (None, p.begin)]
+            self.plants = [p for p in self.plants if p not in healed]
+            self._forget(healed)
+
+    def _forget(self, plants: Sequence[Plant]) -> None:
+        """Make the files anew that these concern; a month takes minutes, so the others are kept."""
+        for key in [k for k in self._made if any(self._concerns(p, *k) for p in plants)]:
+            del self._made[key]
 
     def get(self, exchange: str, path: str, headers: Mapping[str, str], now_us: int) -> Answer:
         """Answer a GET of a file or its checksum, whole or from a byte on."""
@@ -81,12 +88,16 @@ class Archives:
             return answer
 
     def _plants_of(self, exchange: str, path: str) -> list[Plant]:
+        return [p for p in self.plants if self._concerns(p, exchange, path)]
+
+    def _concerns(self, plant: Plant, exchange: str, path: str) -> bool:
         where = _parse(self.mapping(exchange), path)
-        return [
-            p
-            for p in self.plants
-            if where and p.exchange == exchange and p.product == where[0] and p.begin in (None, where[2])
-        ]
+        return (
+            where is not None
+            and plant.exchange == exchange
+            and plant.product == where[0]
+            and (plant.begin in (None, where[2]))
+        )
 
     def _file(self, exchange: str, path: str, now_us: int) -> bytes | None:
         mapping = self.mapping(exchange)

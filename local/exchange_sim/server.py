@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -204,8 +205,8 @@ def _plant(simulator: Simulator, query: dict[str, str], body: Any) -> Answer:
 
 
 def _heal_archives(simulator: Simulator, query: dict[str, str], body: Any) -> Answer:
-    simulator.archives.clear()
-    return Answer(200, as_json({"planted": 0}))
+    simulator.archives.clear(date.fromisoformat(query["begin"]) if "begin" in query else None)
+    return Answer(200, as_json({"planted": len(simulator.archives.plants)}))
 
 
 def _clock(simulator: Simulator, query: dict[str, str], body: Any) -> Answer:

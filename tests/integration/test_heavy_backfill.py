@@ -27,7 +27,7 @@ from schemahub.query import connect
 from schemahub.streams import Interval, Stream
 from tests.integration.conftest import FIRST_RUNS, WAIT_SCALE, Simulator
 from tests.integration.heavy import RSS_MIB, Heavy, ended, finished, report_of, results, until, verify
-from tests.integration.test_end_to_end import ingest, ledger_of, oracle, session_of, table_of
+from tests.integration.test_end_to_end import ingest, ledger_of, oracle, run, session_of, table_of
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 WORLD: dict[str, Any] = {
@@ -38,7 +38,8 @@ WORLD: dict[str, Any] = {
 SPOT = Stream("coinbase", "BTC-USD")
 VICTIM, THIRD = Stream("binance", "ETH-USDT"), Stream("binance", "BTC-USDT")
 ARCHIVED = Stream("binance", "SOL-USDT")
-MONTH, NO_CHECKSUM, CORRUPT, LATE = date(2026, 10, 1), date(2026, 11, 1), date(2026, 11, 2), date(2026, 11, 3)
+MONTH, NO_CHECKSUM, CORRUPT = date(2026, 10, 1), date(2026, 11, 1), date(2026, 11, 2)
+REISSUED, LATE = date(2026, 11, 3), date(2026, 11, 4)
 FILES = "/archive/data/spot/{kind}/aggTrades/SOLUSDT/SOLUSDT-aggTrades-{name}.zip"
 
 
@@ -93,9 +94,11 @@ def test_a_month_of_an_archive_with_all_that_archives_have_got_wrong(
     month = ids_between(datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC))
     assert month.size >= 20_000_000
     first_of_november = ids_between(datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 11, 2, tzinfo=UTC))
-    until_ = datetime(2026, 11, 3, 3, tzinfo=UTC)
+    until_ = datetime(2026, 11, 4, 3, tzinfo=UTC)
     whole = Interval(month.first, ids_between(datetime(2026, 11, 1, tzinfo=UTC), until_).last)
-    gone = plant(big.simulator, month, first_of_november)
+    third_of_november = ids_between(datetime(2026, 11, 3, tzinfo=UTC), datetime(2026, 11, 4, tzinfo=UTC))
+    wrong = Interval(third_of_november.first + 300_100, third_of_november.first + 300_139)
+    gone = plant(big.simulator, month, first_of_november, wrong)
     # The simulator makes the file when it is asked for: minutes, which no exchange takes.
     get(big.simulator, FILES.format(kind="monthly", name="2026-10") + ".CHECKSUM", 1800)
 
@@ -149,17 +152,38 @@ def test_a_month_of_an_archive_with_all_that_archives_have_got_wrong(
     ).fetchone()
     assert counted == (whole.size - len(gone), whole.size - len(gone))
     for at in windows(month, first_of_november):
-        rows = table.execute(
+        assert differing(big, at, at + 999, gone) == [], f"ids from {at} on"
+
+    # 10: what only the next issue of a file can tell is corrected once it is there.
+    assert differing(big, wrong.first - 50, wrong.last + 50, gone) == list(range(wrong.first, wrong.last + 1))
+    big.simulator.control("DELETE", f"/_sim/archives?begin={REISSUED.isoformat()}")
+    outcome = run(big.stack, "MaintainStateMachineArn", timeout_s=900)
+    assert outcome["status"] == "SUCCEEDED", (outcome.get("error"), outcome.get("cause"))
+    say(maintained=json.loads(outcome["output"]))
+    assert differing(big, wrong.first - 50, wrong.last + 50, gone) == []
+    verify(big.stack, ARCHIVED, tmp_path, monkeypatch)
+
+
+def differing(big: Big, first: int, last: int, gone: set[int]) -> list[int]:
+    """Ids of which the table and the exchange say different things, to the millisecond that the API tells."""
+    rows = (
+        connect(session_of(big.stack), table_of(big.stack))
+        .execute(
             "SELECT CAST(trade_id AS BIGINT), side, price, quantity, epoch_us(trade_ts) // 1000 FROM trades WHERE "
-            f"exchange = 'BINANCE' AND symbol = 'SOL-USDT' AND CAST(trade_id AS BIGINT) BETWEEN {at} AND {at + 999} "
-            "ORDER BY 1"
-        ).fetchall()
-        truth = [(*t[:4], t[4] // 1000) for t in oracle(big.simulator, ARCHIVED, at, at + 999) if t[0] not in gone]
-        assert rows == truth, f"ids from {at} on"
+            f"exchange = 'BINANCE' AND symbol = 'SOL-USDT' AND CAST(trade_id AS BIGINT) BETWEEN {first} AND {last}"
+        )
+        .fetchall()
+    )
+    truth = {(*t[:4], t[4] // 1000) for t in oracle(big.simulator, ARCHIVED, first, last) if t[0] not in gone}
+    return sorted({row[0] for row in truth ^ set(rows)})
 
 
-def plant(simulator: Simulator, month: Interval, day: Interval) -> set[int]:
-    """What is wrong with the files; returns the ids that the API lacks too."""
+def plant(simulator: Simulator, month: Interval, day: Interval, wrong: Interval) -> set[int]:
+    """What is wrong with the files; returns the ids that the API lacks too.
+
+    Args:
+        wrong: ids of another quantity in a file that will be issued again: only its next issue can tell.
+    """
     a = month.first
     halt = (a + 1_000_000, a + 1_004_999)
     singles = [a + 2_000_000 + 1_300 * n for n in range(60)]
@@ -184,6 +208,7 @@ def plant(simulator: Simulator, month: Interval, day: Interval) -> set[int]:
         {"kind": "no_checksum", "begin": NO_CHECKSUM.isoformat()},
         {"kind": "other_quantity", "begin": NO_CHECKSUM.isoformat(), "ids": [day.last - 40, day.last]},
         {"kind": "corrupt", "begin": CORRUPT.isoformat()},
+        {"kind": "other_quantity", "begin": REISSUED.isoformat(), "ids": list(wrong)},
         {"kind": "no_file", "begin": LATE.isoformat()},
     ]
     simulator.control("POST", "/_sim/archives", [{"exchange": "binance", "product": "SOL-USDT", **p} for p in planted])

@@ -109,3 +109,20 @@ def test_a_configuration_plants_too() -> None:
         found = rows(get(server, FOLDER + NAME)[2])
     assert int(found[0][0]) > int(found[-1][0])
     assert "reverse" in KINDS
+
+
+def test_one_day_is_healed_and_issued_again_and_the_others_stay(sim: Server) -> None:
+    other = NAME.replace("-10.", "-11.")
+    try:
+        for begin in ("2025-03-10", "2025-03-11"):
+            planted = {"kind": "garbage", "exchange": "binance", "product": "BTC-USDT", "begin": begin}
+            assert control(sim, "POST", [planted]) == 200
+        spoilt = [get(sim, FOLDER + name)[2] for name in (NAME, other)]
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{sim.url}/_sim/archives?begin=2025-03-10", method="DELETE"), timeout=10
+        ) as answer:
+            assert json.load(answer) == {"planted": 1}
+        now = [get(sim, FOLDER + name)[2] for name in (NAME, other)]
+        assert (now[0] != spoilt[0], now[1] == spoilt[1]) == (True, True)
+    finally:
+        control(sim, "DELETE")
