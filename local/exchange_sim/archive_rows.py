@@ -17,6 +17,8 @@ from .sources import Generated
 
 MICROSECONDS_FROM = date(2025, 1, 1)
 BLOCK_ROWS = 250_000
+_AS_SENT = json.JSONDecoder(parse_float=str, parse_int=str)
+_WORDS = {True: "true", False: "false", None: "null"}
 KINDS: dict[str, dict[str, Any]] = {
     "no_file": {},  # 404 although it is time
     "no_checksum": {},
@@ -112,13 +114,13 @@ class _Writer:
         return found
 
     def _cells(self, text: str, unit: str, time_us: int | None) -> Row:
-        row = json.loads(text, parse_float=str, parse_int=str)
+        row = _AS_SENT.decode(text)
         cells = [row.get(name, "") for name in self._elements]
         us = time_us
         if us is None:
             us = int(cells[self._time_at]) * NS[str(self.mapping.fields.ts_unit)] // 1000
         cells[self._time_at] = str(us * 1000 // NS[unit])
-        cells = [cell if cell.__class__ is str else json.dumps(cell) for cell in cells]
+        cells = [cell if cell.__class__ is str else _WORDS[cell] for cell in cells]
         for at, back in self._words:
             cells[at] = back.get(cells[at], cells[at])
         return cells
