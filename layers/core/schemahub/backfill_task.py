@@ -22,12 +22,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from schemahub import backfill, coverage, outages
+from schemahub import backfill, correction_task, coverage, outages
 from schemahub.backfill_notes import Wish
 from schemahub.backfill_plan import TaskSpec
 from schemahub.backfill_pool import Durable, Pool
 from schemahub.commit import Fenced, segment_of
 from schemahub.commit_below import commit_islands, lower
+from schemahub.correction_task import Corrected, CorrectionSpec
 from schemahub.errors import BadStateInput, LockLost, about
 from schemahub.runtime import Deps, logger
 from schemahub.streams import Chunk, RawObject
@@ -172,7 +173,7 @@ class Committer:
         self._noted_ms = now
 
 
-def read_spec(deps: Deps, key: str) -> TaskSpec:
+def read_spec(deps: Deps, key: str) -> TaskSpec | CorrectionSpec:
     """The task that a plan wrote.
 
     Raises:
@@ -182,9 +183,18 @@ def read_spec(deps: Deps, key: str) -> TaskSpec:
     if body is None:
         raise BadStateInput(f"the task {key} is gone", remedy="Start the backfill again: it plans what is missing.")
     try:
-        return TaskSpec.from_json(json.loads(body))
-    except ValueError as error:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
         raise BadStateInput(f"the task {key} is not JSON: {error}") from error
+    correcting = isinstance(value, dict) and value.get("kind") == correction_task.KIND
+    return CorrectionSpec.from_json(value) if correcting else TaskSpec.from_json(value)
+
+
+def do(deps: Deps, spec: TaskSpec | CorrectionSpec, stop: threading.Event, work_dir: Path) -> TaskResult | Corrected:
+    """One task of either kind; see ``run_task`` and ``correction_task.run_corrections``."""
+    if isinstance(spec, CorrectionSpec):
+        return correction_task.run_corrections(deps, spec, stop, work_dir)
+    return run_task(deps, spec, stop, work_dir)
 
 
 def run_task(
