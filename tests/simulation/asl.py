@@ -201,7 +201,9 @@ class Execution:
                 return
         for catcher in self.state.get("Catch", ()):
             if error in catcher["ErrorEquals"] or catcher["ErrorEquals"] == ["States.ALL"]:
-                self._enter(catcher["Next"], _sized(_put(self.data, catcher["ResultPath"], {"Error": error, "Cause": ""})))
+                self._enter(
+                    catcher["Next"], _sized(_put(self.data, catcher["ResultPath"], {"Error": error, "Cause": ""}))
+                )
                 return
         self._close(FAILED, error=error)
 

@@ -27,7 +27,7 @@ from schemahub.backfill_notes import Wish
 from schemahub.backfill_plan import TaskSpec
 from schemahub.backfill_pool import Durable, Pool
 from schemahub.commit import Fenced, segment_of
-from schemahub.commit_below import commit_islands, lower
+from schemahub.commit_below import Seams, Torn, commit_islands, lower
 from schemahub.correction_task import Corrected, CorrectionSpec
 from schemahub.errors import BadStateInput, LockLost, about
 from schemahub.runtime import Deps, logger
@@ -92,6 +92,8 @@ class Committer:
         self.wish: Wish = "run"
         self.guarded = True
         self.tally = Tally(Counter(), Counter())
+        self.refused: set[str] = set()
+        """Raw objects that lack trades which their neighbours show."""
         self._beat_ms = round(beat_s * 1000)
         self._beaten_ms: int | None = None
         self._noted_ms = deps.clock.now_ms()
@@ -149,11 +151,16 @@ class Committer:
             return
         deps, spec, now = self.deps, self.spec, self.deps.clock.now_ms()
         segments = [segment_of(spec.stream, raw, spec.run, self.source, now) for raw in waiting]
-        outcome = commit_islands(deps.ledger, deps.locks, spec.lease, segments, deps.clock)
+        borders = Seams(deps.objects, deps.call_attention, waiting)
+        outcome = commit_islands(deps.ledger, deps.locks, spec.lease, segments, deps.clock, borders)
         if isinstance(outcome, Fenced):
             self._renew()  # raises, unless the lock is free
             return
-        self.tally.total["segments"] += len(segments)
+        torn = [s.raw_key for s in outcome.segments] if isinstance(outcome, Torn) else []
+        if torn:
+            logger.error("fetched from another history than a neighbour", extra={"objects": torn})
+        self.refused.update(torn)
+        self.tally.total["segments"] += len(segments) - len(torn)
 
     def close(self) -> None:
         """The last commit, the watermark over what is continuous now, the last note of the progress."""
@@ -216,9 +223,10 @@ def run_task(
         work = _file if spec.kind == "archive" else _chunks
         ended = work(deps, spec, committer, stop, work_dir)
         committer.close()
-    tally = committer.tally.total
+    tally, torn = committer.tally.total, len(committer.refused)
+    status: Status = "incomplete" if torn and ended.status == "done" else ended.status
     result = TaskResult(
-        status=committer.wish if ended.status == "stopped" and committer.wish != "run" else ended.status,
+        status=committer.wish if status == "stopped" and committer.wish != "run" else status,
         chunks=ended.chunks,
         fetched=tally["chunks_fetched"],
         reused=tally["chunks_reused"],
@@ -229,7 +237,7 @@ def run_task(
         bytes=tally["bytes"],
         seconds=(deps.clock.now_ms() - began) / 1000,
         peak_rss_mib=peak_rss_mib(),
-        errors=ended.errors,
+        errors=ended.errors | ({"RawConflict": torn} if torn else {}),
     )
     deps.count("RequestsSent", result.requests)
     deps.count("TradesFetched", result.trades)
