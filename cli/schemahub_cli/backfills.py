@@ -10,8 +10,11 @@ from typing import Any
 from rich.table import Table
 
 from schemahub import backfill, coverage, events
+from schemahub.archive_plan import archive_files
+from schemahub.archives import ArchiveFile
 from schemahub.backfill_plan import Estimate, Wanted
 from schemahub.errors import BadConfig, SchemaHubError
+from schemahub.mappings import load_mapping
 from schemahub.runtime import Deps
 from schemahub.streams import Interval, Stream
 from schemahub_cli.output import clock, dollars, listing
@@ -19,6 +22,8 @@ from schemahub_cli.positions import place
 
 ACTUAL = (("chunks", "chunks"), ("trades", "trades"), ("requests", "requests"), ("storage_bytes", "bytes"))
 """What is planned, and by which name the report says what came of it."""
+FILES_SHOWN = 12
+"""Files of a stream that people see; machines get all of them."""
 COLOURS = {"failed": "red", "busy": "yellow", "paused": "yellow", "cancelled": "yellow"}
 
 
@@ -30,8 +35,8 @@ class Foreseen:
     within: Interval | None = None
     missing: int = 0
     """Ranges of it that nobody has fetched yet."""
-    files: int = 0
-    """Files of the exchange's archive that are taken first."""
+    files: tuple[tuple[ArchiveFile, Interval], ...] = ()
+    """Files of the exchange's archive that are taken first, each with the positions that it may fill."""
     estimate: Estimate | None = None
     error: str | None = None
 
@@ -40,7 +45,11 @@ class Foreseen:
             "stream": self.stream.to_json(),
             "within": list(self.within) if self.within else None,
             "missing_ranges": self.missing,
-            "archive_files": self.files,
+            "archive_files": len(self.files),
+            "files": [
+                {"name": f.name, "kind": f.kind, "begin": f.begin.isoformat(), "first": p.first, "last": p.last}
+                for f, p in self.files
+            ],
             "estimate": self.estimate.to_json() if self.estimate else None,
             "error": self.error,
         }
@@ -76,8 +85,10 @@ def _of_stream(deps: Deps, stream: Stream, request: events.BackfillInput) -> For
     parts = coverage.missing(deps.ledger, stream, within) if within else []
     if not within or not parts:
         return Foreseen(stream, within)
-    _, files, guess = backfill.foresee(deps, stream, request, parts)
-    return Foreseen(stream, within, len(parts), len(files), guess)
+    _, files, guess = backfill.foresee(deps, stream, request, parts, archive_files)
+    mapping = load_mapping(stream.exchange)
+    named = tuple((ArchiveFile.from_json(file, mapping), part) for file, part in files)
+    return Foreseen(stream, within, len(parts), named, guess)
 
 
 def sums(plans: Iterable[Foreseen]) -> dict[str, Any]:
@@ -117,7 +128,7 @@ def _cells(p: Foreseen) -> list[str]:
     way = "Lambda" if guess.route == "lambda" else f"ECS, {guess.tasks} at a time"
     return [
         *span,
-        f"{p.files:,} files" if p.files else f"{guess.chunks:,}",
+        f"{len(p.files):,} files" if p.files else f"{guess.chunks:,}",
         f"{guess.requests:,}",
         f"{guess.trades:,}",
         clock(guess.seconds),
@@ -125,6 +136,20 @@ def _cells(p: Foreseen) -> list[str]:
         size(guess.storage_bytes),
         dollars(guess.usd),
     ]
+
+
+def files_table(plans: list[Foreseen]) -> Table | None:
+    """The first files of each stream's plan; None where nothing is taken from an archive."""
+    if not any(p.files for p in plans):
+        return None
+    shown = listing("stream", "file", numbers=("from", "to", "ids"), title="files of archives, taken first")
+    for p in plans:
+        for file, part in p.files[:FILES_SHOWN]:
+            ends = (place(p.stream, part.first), place(p.stream, part.last))
+            shown.add_row(f"{p.stream.exchange} {p.stream.product}", file.name, *ends, f"{part.size:,}")
+        if len(p.files) > FILES_SHOWN:
+            shown.add_row("", f"[dim]and {len(p.files) - FILES_SHOWN:,} more (--json has them all)[/]", "", "", "")
+    return shown
 
 
 def split_line(plans: list[Foreseen]) -> str:

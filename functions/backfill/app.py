@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-from schemahub.backfill_task import read_spec, run_task
+from schemahub.backfill_task import do, read_spec
 from schemahub.errors import SchemaHubError
 from schemahub.runtime import deps_from_env, logger, metrics
 
@@ -23,8 +23,9 @@ def main() -> int:
     try:
         spec = read_spec(deps, os.environ["SCHEMAHUB_TASK"])
         logger.append_keys(run=spec.run, stream=str(spec.stream))
-        logger.info("task begins", extra={"kind": spec.kind, "chunks": len(spec.chunks)})
-        result = run_task(deps, spec, stop, Path(os.environ["SCHEMAHUB_WORK_DIR"]))
+        logger.info("task begins", extra={"kind": spec.kind})
+        work_dir = Path(os.environ["SCHEMAHUB_WORK_DIR"])
+        result = do(deps, spec, stop, work_dir)
     except SchemaHubError as error:
         logger.error("task failed", extra={"error": type(error).__name__, "reason": str(error)[:500]})
         return 1

@@ -119,21 +119,26 @@ def test_only_committers_may_check_a_lock_inside_a_transaction_and_put_segments(
     assert "dynamodb:PutItem" not in actions_of(resources, "PlanBackfillRole")
 
 
-def test_only_the_backfill_machine_gives_roles_away_and_only_to_its_tasks(resources: dict[str, Any]) -> None:
-    given = [(name, s) for name, s in statements(resources) if "iam:PassRole" in as_list(s["Action"])]
-    [(name, statement)] = given
-    assert name == "BackfillStateMachineRole"
-    assert [text(r) for r in statement["Resource"]] == ["BackfillTaskRole.Arn", "BackfillExecutionRole.Arn"]
-    assert statement["Condition"] == {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}}
+RUNNERS = ("BackfillStateMachineRole", "MaintainStateMachineRole")
+"""Whose machines run tasks: of backfills, and of files that were issued again."""
 
 
-def test_the_backfill_machine_runs_its_own_task_in_its_own_cluster(resources: dict[str, Any]) -> None:
-    own = {s["Sid"]: s for _, s in statements({"role": resources["BackfillStateMachineRole"]})}
-    assert own["RunTasks"]["Action"] == "ecs:RunTask"
-    assert text(own["RunTasks"]["Resource"]).endswith(":task-definition/schemahub-${Stage}-backfill:*")
-    assert own["RunTasks"]["Condition"]["ArnEquals"]["ecs:cluster"]["Fn::GetAtt"] == ["BackfillCluster", "Arn"]
-    assert set(own["GovernTasks"]["Action"]) == {"ecs:DescribeTasks", "ecs:StopTask"}
-    assert any("ForECSTaskRule" in text(r) for r in own["HearOfTransformAndTasks"]["Resource"])
+def test_only_machines_that_run_tasks_give_roles_away_and_only_to_these_tasks(resources: dict[str, Any]) -> None:
+    given = {name: s for name, s in statements(resources) if "iam:PassRole" in as_list(s["Action"])}
+    assert set(given) == set(RUNNERS)
+    for statement in given.values():
+        assert [text(r) for r in statement["Resource"]] == ["BackfillTaskRole.Arn", "BackfillExecutionRole.Arn"]
+        assert statement["Condition"] == {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}}
+
+
+def test_whoever_runs_tasks_runs_its_own_task_in_its_own_cluster(resources: dict[str, Any]) -> None:
+    for role in RUNNERS:
+        own = {s["Sid"]: s for _, s in statements({"role": resources[role]})}
+        assert own["RunTasks"]["Action"] == "ecs:RunTask"
+        assert text(own["RunTasks"]["Resource"]).endswith(":task-definition/schemahub-${Stage}-backfill:*")
+        assert own["RunTasks"]["Condition"]["ArnEquals"]["ecs:cluster"]["Fn::GetAtt"] == ["BackfillCluster", "Arn"]
+        assert set(own["GovernTasks"]["Action"]) == {"ecs:DescribeTasks", "ecs:StopTask"}
+        assert any("ForECSTaskRule" in text(r) for r in own["HearOfTransformAndTasks"]["Resource"])
 
 
 def test_only_publish_may_change_the_table(resources: dict[str, Any]) -> None:
@@ -159,7 +164,18 @@ def test_maintain_writes_fills_and_no_other_originals(resources: dict[str, Any])
         if "s3:PutObject" in as_list(s["Action"])
         for r in as_list(s["Resource"])
     }
-    assert {r.split("/schemahub/")[1] for r in written} == {"plans/*", "raw_*_fills/*"}
+    assert {r.split("/schemahub/")[1] for r in written} == {"archives/*", "plans/*", "raw_*_fills/*"}
+
+
+def test_corrections_are_written_by_tasks_and_by_maintain_only(resources: dict[str, Any]) -> None:
+    writers = {
+        name
+        for name, s in statements(resources)
+        if s["Effect"] == "Allow"
+        and "s3:PutObject" in as_list(s["Action"])
+        and any("/schemahub/archives/" in text(r) for r in as_list(s["Resource"]))
+    }
+    assert writers == {"BackfillTaskRole", "MaintainRole"}
 
 
 def test_a_role_writes_logs_only_to_its_own_group(resources: dict[str, Any]) -> None:
@@ -194,8 +210,8 @@ def test_a_distributed_map_may_run_and_be_redriven(resources: dict[str, Any]) ->
         } <= actions_of(resources, f"{machine}StateMachineRole")
 
 
-def test_ingest_and_backfill_may_wait_for_transform(resources: dict[str, Any]) -> None:
-    for machine in ("Ingest", "Backfill"):
+def test_whoever_starts_transform_may_wait_for_it(resources: dict[str, Any]) -> None:
+    for machine in ("Ingest", "Backfill", "Maintain"):
         waiting = {"events:PutRule", "events:PutTargets", "events:DescribeRule"}
         assert waiting <= actions_of(resources, f"{machine}StateMachineRole")
 

@@ -111,7 +111,8 @@ def test_no_catch_leads_to_a_failure(name: str) -> None:
         assert caught == {"Publish": [{"ErrorEquals": ["StaleBatch"], "ResultPath": "$.stale", "Next": "MayListAgain"}]}
         assert dict(states(definition(name)))["CountRound"]["Next"] == "ListPending"
         return
-    assert list(caught) == (["RunTaskOnSpot", "RerunTaskOnSpot"] if name == "backfill" else [])
+    spot = {"backfill": ["RunTaskOnSpot", "RerunTaskOnSpot"], "maintain": ["CorrectOnSpot"]}
+    assert list(caught) == spot.get(name, [])
     for catchers in caught.values():
         [catcher] = catchers
         assert (catcher["ErrorEquals"], catcher["ResultPath"]) == (["States.ALL"], None)
@@ -134,6 +135,8 @@ def test_only_the_first_round_tolerates_failures() -> None:
     assert tolerant == {"IngestStreams", "FetchChunks"}
     tolerant = {n for n, s in states(definition("backfill")) if s.get("ToleratedFailurePercentage")}
     assert tolerant == {"BackfillStreams", "FetchChunks", "RunTasks"}
+    tolerant = {n for n, s in states(definition("maintain")) if s.get("ToleratedFailurePercentage")}
+    assert tolerant == {"RepairStreams", "CorrectFiles", "RederiveCorrections"}
     assert not [n for n, s in states(definition("transform")) if s.get("ToleratedFailurePercentage")]
 
 
@@ -236,6 +239,25 @@ def test_a_backfill_runs_on_spot_first_and_never_judges_by_a_task() -> None:
     assert found["RerunTasks"]["Next"] == found["RefetchChunks"]["Next"] == "CommitLast"
     last = [found[state]["Parameters"]["Payload"]["final"] for state in ("CommitBackfill", "CommitLast")]
     assert last == [False, True]
+
+
+def test_corrections_run_as_tasks_of_backfills_do_and_are_never_judged_by_them() -> None:
+    found, backfills = dict(states(definition("maintain"))), dict(states(definition("backfill")))
+    for ours, theirs in (("CorrectOnSpot", "RunTaskOnSpot"), ("CorrectOnDemand", "RunTaskOnDemand")):
+        assert found[ours]["Parameters"] == backfills[theirs]["Parameters"]
+        assert found[ours]["ResultPath"] is None
+    assert found["CorrectFiles"]["Next"] == "ListCorrections"
+    rows = found["RederiveRows"]
+    assert rows["Parameters"]["Input"]["rederive.$"] == "$.item.rederive"
+    assert (rows["Next"], found["RederiveCorrections"]["MaxConcurrency"]) == ("MarkPublished", 1)
+
+
+def test_maintain_looks_and_lists_whatever_came_of_the_holes() -> None:
+    found = dict(states(definition("maintain")))
+    assert found["HasHoles"]["Choices"][0]["Next"] == found["RepairStreams"]["Next"] == "LookForReissues"
+    # What an earlier run committed is listed also where nothing is due now.
+    assert found["HasDueFiles"]["Choices"][0]["Next"] == "ListCorrections"
+    assert found["HasCorrections"]["Choices"][0]["Next"] == "CloseMaintenance"
 
 
 def test_the_rounds_of_a_backfill_end() -> None:

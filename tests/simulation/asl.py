@@ -28,6 +28,7 @@ EVENTS_A_STATE = 7
 """Entered, scheduled, started, succeeded, exited, and what a retry adds: rather more than AWS writes."""
 RUNNING, SUCCEEDED, FAILED, ABORTED = "RUNNING", "SUCCEEDED", "FAILED", "ABORTED"
 LAMBDA = "arn:aws:states:::lambda:invoke"
+ECS = "arn:aws:states:::ecs:runTask.sync"
 NESTED = "arn:aws:states:::states:startExecution.sync:2"
 _MATH_ADD = re.compile(r"States\.MathAdd\((\$[\w.]*), (\d+)\)")
 _STATE_KEYS = {
@@ -170,8 +171,13 @@ class Execution:
         """Hand out the Task that it stands before."""
         assert self.status == RUNNING, self.status
         assert self.busy is None, "somebody works on it"
-        assert self.state["Resource"] == LAMBDA, self.state["Resource"]
         parameters = self._filled(self.state["Parameters"], self.data)
+        if self.state["Resource"] == ECS:
+            [container] = parameters["Overrides"]["ContainerOverrides"]
+            environment = {one["Name"]: one["Value"] for one in container["Environment"]}
+            self.busy = Invocation(self, "ecs:RunTask", _sized({**parameters, "environment": environment}))
+            return self.busy
+        assert self.state["Resource"] == LAMBDA, self.state["Resource"]
         self.busy = Invocation(self, _function(parameters["FunctionName"]), _sized(parameters["Payload"]))
         return self.busy
 
@@ -194,9 +200,10 @@ class Execution:
                 self.due_ms = self.service.now_ms() + round(wait_s * 500)
                 return
         for catcher in self.state.get("Catch", ()):
-            if error in catcher["ErrorEquals"]:
-                data = _put(self.data, catcher["ResultPath"], {"Error": error, "Cause": ""})
-                self._enter(catcher["Next"], _sized(data))
+            if error in catcher["ErrorEquals"] or catcher["ErrorEquals"] == ["States.ALL"]:
+                self._enter(
+                    catcher["Next"], _sized(_put(self.data, catcher["ResultPath"], {"Error": error, "Cause": ""}))
+                )
                 return
         self._close(FAILED, error=error)
 
@@ -336,12 +343,16 @@ class Execution:
 
     def _filled(self, template: Any, data: Any, item: Any = None) -> Any:
         """A payload template: keys that end in ``.$`` are paths into the data or the context object."""
+        if isinstance(template, list):
+            return [self._filled(one, data, item) for one in template]
         if not isinstance(template, dict):
             return template
         filled = {}
         for key, value in template.items():
             if key.endswith(".$") and (added := _MATH_ADD.fullmatch(value)):
                 filled[key[:-2]] = _at(data, added[1]) + int(added[2])
+            elif key.endswith(".$") and value.startswith("States."):
+                filled[key[:-2]] = value
             elif key.endswith(".$"):
                 root = self._context(item) if value.startswith("$$") else data
                 filled[key[:-2]] = deepcopy(_at(root, value.removeprefix("$") if value.startswith("$$") else value))

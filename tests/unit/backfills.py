@@ -10,7 +10,7 @@ from schemahub import backfill, events, ingest, raw
 from schemahub.backfill_plan import TaskSpec
 from schemahub.clock import Clock
 from schemahub.commit import segment_of
-from schemahub.commit_below import commit_islands
+from schemahub.commit_below import Seams, commit_islands
 from schemahub.errors import SchemaHubError
 from schemahub.mappings import load_mapping
 from schemahub.pacing import PacedExchange
@@ -100,8 +100,9 @@ class Backfill:
 
 def task(deps: Deps, spec: TaskSpec, clock: Clock) -> None:
     """A task in its simplest form: chunk by chunk, each committed as soon as it is durable."""
+    borders = Seams(deps.objects, deps.call_attention)
     for chunk in spec.chunks:
-        commit_islands(deps.ledger, deps.locks, spec.lease, [segment_in(deps, spec, chunk)], clock)
+        commit_islands(deps.ledger, deps.locks, spec.lease, [segment_in(deps, spec, chunk)], clock, borders)
 
 
 def segment_in(deps: Deps, spec: TaskSpec, chunk: Chunk) -> Segment:

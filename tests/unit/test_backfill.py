@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ import pytest
 
 from local.exchange_sim.server import Server, running
 from schemahub import backfill, coverage, errors, raw, seek
+from schemahub.backfill_task import run_task
 from schemahub.commit import Fenced
 from schemahub.commit_below import commit_islands
 from schemahub.mappings import load_mapping
@@ -78,6 +80,45 @@ def test_a_range_of_positions_is_filled_in(world: World, server: Server, stream:
     assert_exact(world, server, stream)
     again = Backfill.start(world, {"ids": [after.low, before.high]}, stream)
     assert again.plan()["status"] == "covered", "nothing is planned twice, and nothing above the watermark at all"
+
+
+@pytest.mark.parametrize("by_task", [False, True])
+def test_history_that_changed_between_two_chunks_is_an_error_until_the_worse_one_is_moved_away(
+    world: World, server: Server, monkeypatch: pytest.MonkeyPatch, by_task: bool
+) -> None:
+    monkeypatch.setattr(backfill, "CHUNK_ROWS", 500)
+    world.ingest(OKX)
+    low = low_of(world, OKX)
+    wanted = {"ids": [low - 4_000 * _pace(world, OKX), low - 1]}
+    if by_task:
+        by_ecs(world)
+    run = Backfill.start(world, wanted, OKX, route="ecs" if by_task else "lambda")
+    plan = run.plan()
+    chunks = world.chunks(plan["chunks_key"])
+    middle = chunks[len(chunks) // 2]
+    border = truth.numbers(server.simulator.world, "okx", "BTC-USDT", middle["first"], 2**62)[0]
+    hidden = {"match": {"ids": [border - 3, border + 3]}, "exchange": "okx", "product": "BTC-USDT"}
+    for chunk in chunks:
+        if chunk is middle:
+            server.simulator.faults.add([{"kind": "missing_forever", **hidden}], server.simulator.clock.now_us())
+        run.fetch(chunk)
+        server.simulator.faults.clear()
+    if by_task:
+        results = [run_task(world.deps, spec, threading.Event()) for spec in run.specs(plan)]
+        assert sum((r.errors or {}).get("RawConflict", 0) for r in results) == 1
+        assert [r.exit_code for r in results].count(1) == 1
+    for final in (False, True):
+        with pytest.raises(errors.RawConflict, match="another history"):
+            run.commit(plan, final=final)
+    [missing] = coverage.missing(world.deps.ledger, OKX, Interval(plan["within"]["first"], low - 1))
+    assert missing == (middle["first"], middle["last"])
+    assert low_of(world, OKX) == middle["last"] + 1, "over what is whole, and no further"
+    run.release()
+    [key] = world.deps.objects.list(f"{OKX.raw_prefix}{middle['first']:020d}_{middle['last']:020d}_")
+    world.deps.objects.client.delete_object(Bucket=world.deps.settings.bucket, Key=key)
+    assert Backfill.start(world, wanted, OKX, route="lambda").through()["status"] == "done"
+    assert low_of(world, OKX) == plan["within"]["first"]
+    assert_exact(world, server, OKX)
 
 
 def _pace(world: World, stream: Stream) -> int:

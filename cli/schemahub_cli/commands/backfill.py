@@ -17,6 +17,7 @@ from schemahub.mappings import load_mapping
 from schemahub.streams import MAX_POSITION, PREFIX, Stream
 from schemahub_cli import backfills, executions, live, locks, target
 from schemahub_cli.backfill_watch import BackfillWatch
+from schemahub_cli.commands.corrections import corrections
 from schemahub_cli.commands.pipeline import Exchanges
 from schemahub_cli.executions import Execution
 from schemahub_cli.output import ExecutionFailed, Exit, JsonOption, Say, StackOption, StackUnreachable, clock, command
@@ -41,6 +42,7 @@ app = typer.Typer(
     help="History below what runs have pulled: plan it, start it, watch it, pause it.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("corrections")(corrections)
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Name of the execution, as `start` and `status` show it.")]
 
 
@@ -258,8 +260,7 @@ def _plan(say: Say, where: Target, asked: dict[str, Any]) -> None:
             "streams": [p.to_json() for p in plans],
             "total": backfills.sums(plans),
         },
-        backfills.plan_table(plans),
-        backfills.split_line(plans),
+        *filter(None, (backfills.plan_table(plans), backfills.files_table(plans), backfills.split_line(plans))),
     )
     for failed in (p for p in plans if p.error):
         say.line(f"[red]{failed.stream}[/]  {failed.error}")

@@ -19,20 +19,21 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from schemahub import coverage, raw
 from schemahub.answers import parse_elements
-from schemahub.archive_download import Downloads, Files, RequestsFiles, discard
+from schemahub.archive_download import Files, discard
 from schemahub.archive_ingest import ArchiveReport, Stopped, note, rows_of, spill_file, with_issue
 from schemahub.archive_reconcile import MOST_EXAMPLES, Difference, Rest, same_trade, spans_of
 from schemahub.archive_sort import BUCKET_IDS, Spill
-from schemahub.archives import CORRECTIONS, ArchiveFile, address_of, archive_of, folder_of, read_state, reissued, states
+from schemahub.archives import ArchiveFile, read_state
 from schemahub.commit import MAX_TRIES, holds, passing, reasons, segment_of
-from schemahub.corrections import Correction, Document, corrections, read_correction, write_correction
-from schemahub.errors import BadStateInput, CorruptState, LockLost
+from schemahub.corrections import Correction, Document, correction_key, corrections, read_correction, write_correction
+from schemahub.errors import ArchiveError, BadStateInput, CorruptState, ExchangeError, LockLost
 from schemahub.fetch import MAX_HOLES, Fetched
 from schemahub.holes import Hole, committed_holes
 from schemahub.ledger import MAX_ITEMS_PER_TRANSACTION
 from schemahub.locks import Lease, Renewer
 from schemahub.mappings import Mapping, load_mapping
 from schemahub.pacing import PacedExchange
+from schemahub.reissues import look_for_reissues
 from schemahub.runtime import Deps
 from schemahub.streams import Absent, Chunk, Interval, Segment, Stream, gaps, runs
 
@@ -84,7 +85,8 @@ def correct_file(
 
     report = ArchiveReport(file, within=within)
     issue = with_issue(deps, file, work_dir, going, files, report)
-    key = f"{folder_of(stream)}{CORRECTIONS}{file.name}.{issue.sha256[:16]}.json"
+    key = correction_key(stream, file.name, issue.sha256)
+    _settle_earlier(deps, stream, file, key)
     before = read_correction(deps.objects, key)
     spilled = work_dir / f"{file.name}.rows"
     shutil.rmtree(spilled, ignore_errors=True)
@@ -106,22 +108,31 @@ def correct_file(
         _exchange_all(deps, lease, changes)
         document |= {"state": "committed", "at": deps.clock.now_ms()}
         write_correction(deps.objects, key, document)
+    elif before is not None:
+        document |= {"state": "void", "at": deps.clock.now_ms()}
+        write_correction(deps.objects, key, document)
     note(deps, report)
     discard(issue.path)
     return Correction(key, document) if document["segments"] else None
 
 
-def look_for_reissues(deps: Deps, stream: Stream, files: Files | None = None) -> list[ArchiveFile]:
-    """Files whose published checksum is no longer that of the issue that was taken."""
-    mapping = load_mapping(stream.exchange)
-    archive = archive_of(mapping)
-    if archive is None or archive.checksum is None:
-        return []
-    address = address_of(mapping, deps.settings.endpoints.get(mapping.exchange))
-    downloads = Downloads(files or RequestsFiles(), address, archive.checksum.removeprefix("{file}"), deps.clock)
-    known = [s for s in states(deps.objects, stream, mapping) if s.taken]
-    published = {s.file.name: sha256 for s in known if (sha256 := downloads.checksum(s.file))}
-    return reissued(known, published)
+def _settle_earlier(deps: Deps, stream: Stream, file: ArchiveFile, key: str) -> None:
+    """Corrections of the same file by issues that are no longer the published one: what they changed stays listed.
+
+    One that died between the ledger and its list is ``committed`` for the segments that it exchanged; the table's rows
+    of these are made anew though the issue after it changes other ones.
+    """
+    for earlier in corrections(deps.objects, stream):
+        if earlier.file != file.name or earlier.key == key or earlier.state not in ("due", "prepared"):
+            continue
+        done = [s for s in earlier.document["segments"] if _in_ledger(deps, stream, s)]
+        settled = {"segments": done, "state": "committed" if done else "void", "at": deps.clock.now_ms()}
+        write_correction(deps.objects, earlier.key, earlier.document | settled)
+
+
+def _in_ledger(deps: Deps, stream: Stream, listed: Document) -> bool:
+    there = deps.ledger.segment(stream, listed["first"])
+    return there is not None and there.commit_id == listed["new"]["commit_id"]
 
 
 def _document(
@@ -341,12 +352,42 @@ def correct_reissued(
         LockBusy: a backfill works on the stream. ArchiveError, ExchangeError: an issue cannot be had now.
     """
     if again := look_for_reissues(deps, stream, files):
-        lease = deps.locks.acquire(stream.backfill_lock_id, owner, owner)
-        renewer = Renewer(deps.locks.renew, lease, deps.clock)
-        try:
-            for file in again:
-                correct_file(deps, stream, file, lease, work_dir, stop, renewer.tick, run_id=owner, files=files)
-        finally:
-            # Only courtesy: a process that dies here leaves a lease that runs out.
-            deps.locks.release(lease)
+        correct_files(deps, stream, again, owner, owner, work_dir, stop, files=files)
     return [c for c in corrections(deps.objects, stream) if c.state == "committed" and c.rederive]
+
+
+def correct_files(
+    deps: Deps,
+    stream: Stream,
+    again: Sequence[ArchiveFile],
+    owner: str,
+    run: str,
+    work_dir: Path,
+    stop: Event,
+    *,
+    files: Files | None = None,
+    failed: Callable[[ArchiveFile, ArchiveError | ExchangeError], None] | None = None,
+) -> None:
+    """Take the present issues of some files under the stream's backfill lock.
+
+    Args:
+        owner: who takes the lock; unique to this call. run: the execution that it belongs to.
+        failed: told of a file that cannot be had now; without it, the first such error ends the work.
+
+    Raises:
+        LockBusy: a backfill works on the stream. LockLost: another took the lock. Stopped: ``stop`` was set.
+        ArchiveError, ExchangeError: an issue cannot be had now.
+    """
+    lease = deps.locks.acquire(stream.backfill_lock_id, owner, run)
+    renewer = Renewer(deps.locks.renew, lease, deps.clock)
+    try:
+        for file in again:
+            try:
+                correct_file(deps, stream, file, lease, work_dir, stop, renewer.tick, run_id=owner, files=files)
+            except (ArchiveError, ExchangeError) as error:
+                if failed is None:
+                    raise
+                failed(file, error)
+    finally:
+        # Only courtesy: a process that dies here leaves a lease that runs out.
+        deps.locks.release(lease)

@@ -100,6 +100,7 @@ class Downloads:
     ) -> None:
         """``suffix`` is what the name of a checksum has behind that of its file; None where none are published."""
         self.files, self.address, self.suffix, self.clock, self.tick = files, address, suffix, clock, tick
+        self.most_bytes = MAX_FILE_BYTES
 
     def checksum(self, file: ArchiveFile) -> str | None:
         """The SHA-256 that is published for a file, or None. Raises ArchiveUnreadable for what is none."""
@@ -113,7 +114,7 @@ class Downloads:
 
         Raises:
             ArchiveAbsent: there is none. ChecksumMismatch: also a second download is not what is published.
-            ArchiveBomb: it is larger than ``MAX_FILE_BYTES``.
+            ArchiveBomb: it is larger than ``most_bytes``.
             ExchangeUnavailable, ResponseInterrupted, ExchangeRefused: it cannot be had now.
         """
         path = folder / file.name
@@ -164,15 +165,15 @@ class Downloads:
                 return False
             if answer.status not in (200, 206):
                 raise ExchangeRefused(f"status {answer.status} for {file.path}", stream=file.stream)
-            if total is not None and total > MAX_FILE_BYTES:
+            if total is not None and total > self.most_bytes:
                 raise ArchiveBomb(f"{file.name} has {total} bytes packed", stream=file.stream)
             _set_mark(path, answer.headers.get("etag") or answer.headers.get("last-modified"))
             with path.open("ab" if answer.status == 206 else "wb") as out:
                 size = at if answer.status == 206 else 0
                 for block in answer.blocks:
                     size += len(block)
-                    if size > MAX_FILE_BYTES:
-                        raise ArchiveBomb(f"{file.name} has more than {MAX_FILE_BYTES} bytes", stream=file.stream)
+                    if size > self.most_bytes:
+                        raise ArchiveBomb(f"{file.name} has more than {self.most_bytes} bytes", stream=file.stream)
                     out.write(block)
                     self.tick()
         if total is not None and size < total:

@@ -193,8 +193,7 @@ class FileState:
 
 def read_state(objects: ObjectStore, file: ArchiveFile, mapping: Mapping) -> FileState | None:
     """Raises CorruptState for an object that is not one of ours."""
-    body = objects.get(file.state_key)
-    return parse_state(body, file.state_key, mapping) if body is not None else None
+    return state_at(objects, file.state_key, mapping)
 
 
 def parse_state(body: bytes, key: str, mapping: Mapping) -> FileState:
@@ -230,14 +229,22 @@ def write_state(objects: ObjectStore, state: FileState, before: FileState | None
     return state
 
 
+def state_keys(objects: ObjectStore, stream: Stream) -> Iterator[str]:
+    """Keys of the states of a stream's files, by name."""
+    folder = folder_of(stream)
+    return (k for k in objects.list(folder) if k.endswith(".json") and "/" not in k.removeprefix(folder))
+
+
+def state_at(objects: ObjectStore, key: str, mapping: Mapping) -> FileState | None:
+    """Raises CorruptState for an object that is not one of ours."""
+    body = objects.get(key)
+    return parse_state(body, key, mapping) if body is not None else None
+
+
 def states(objects: ObjectStore, stream: Stream, mapping: Mapping) -> Iterator[FileState]:
     """What is known of every file of a stream, by name."""
-    folder = folder_of(stream)
-    for key in objects.list(folder):
-        if key.endswith(".json") and "/" not in key.removeprefix(folder):
-            body = objects.get(key)
-            if body is not None:
-                yield parse_state(body, key, mapping)
+    found = (state_at(objects, key, mapping) for key in state_keys(objects, stream))
+    return (state for state in found if state is not None)
 
 
 def reissued(states: Sequence[FileState], published: dict[str, str]) -> list[ArchiveFile]:

@@ -31,14 +31,14 @@ from schemahub.backfill_plan import (
 )
 from schemahub.backfill_report import report
 from schemahub.commit import Fenced, segment_of
-from schemahub.commit_below import commit_islands, lower
-from schemahub.errors import BadConfig, BadStateInput, IncompleteChunks, LockLost
+from schemahub.commit_below import Seams, Torn, commit_islands, lower
+from schemahub.errors import BadConfig, BadStateInput, IncompleteChunks, LockLost, RawConflict
 from schemahub.locks import Lease, Renewer
 from schemahub.mappings import load_mapping
 from schemahub.paging import Expected, Linked, paging_of
 from schemahub.plan_linked import last_of
-from schemahub.runtime import MAX_CHUNK_PAGES, Deps
-from schemahub.streams import PREFIX, Chunk, Interval, Known, Stream
+from schemahub.runtime import MAX_CHUNK_PAGES, Deps, logger
+from schemahub.streams import PREFIX, Chunk, Interval, Known, Segment, Stream
 
 __all__ = [
     "close_backfill", "commit_backfill", "count", "counted", "open_backfill", "plan_backfill", "stopped", "want",
@@ -291,12 +291,13 @@ def commit_backfill(event: events.CommitBackfill, deps: Deps) -> dict[str, Any]:
 
     Raises:
         IncompleteChunks: on the final attempt, when a part of the wanted range is missing (the rest is committed).
+        RawConflict: an object lacks trades that its neighbour shows at their border (the rest is committed).
         LockLost: another owner, or a newer attempt, holds the backfill's lock.
     """
     stream = event.stream.value()
     lease, _ = deps.locks.ensure(ingest.lease_of(event), event.execution.RedriveCount)
     within = Interval(event.plan.within.first, event.plan.within.last)
-    committed = _commit_found(event, deps, lease, within)
+    committed, torn = _commit_found(event, deps, lease, within)
     low = _settle(deps, lease, stream)
     left = coverage.missing(deps.ledger, stream, within)
     outcome = {"committed": committed, "remaining": len(left), "low": low}
@@ -304,13 +305,26 @@ def commit_backfill(event: events.CommitBackfill, deps: Deps) -> dict[str, Any]:
         return {"status": "covered", **outcome}
     if status := stopped(deps, event.run.id):
         return {"status": status, **outcome}
+    if torn:
+        raise RawConflict(
+            f"{len(torn)} objects were fetched from another history than their neighbours and lack trades, the first "
+            f"of them {torn[0].raw_key}",
+            stream=stream,
+            span=torn[0].interval,
+            remedy="All else is committed. Move them away (the log names all, old versions stay); start anew.",
+        )
     if event.final:
         raise IncompleteChunks(f"{len(left)} ranges are missing, the first of them", stream=stream, span=left[0])
     return {"status": "partial", **outcome}
 
 
-def _commit_found(event: events.CommitBackfill, deps: Deps, lease: Lease, within: Interval) -> int:
-    """How many segments this call committed: of Lambda's chunks all, of tasks those whose task died before it could."""
+def _commit_found(
+    event: events.CommitBackfill, deps: Deps, lease: Lease, within: Interval
+) -> tuple[int, list[Segment]]:
+    """How many segments this call committed, and which are torn from their neighbours.
+
+    Of Lambda's chunks all are committed here, of tasks those whose task died before it could.
+    """
     stream = event.stream.value()
     body = deps.objects.get(event.plan.chunks_key)
     if body is None:
@@ -322,7 +336,7 @@ def _commit_found(event: events.CommitBackfill, deps: Deps, lease: Lease, within
     left = coverage.missing(deps.ledger, stream, within)
     todo = [chunk for chunk in plan.from_jsonl(body) if _inside(left, chunk)]
     renewer = Renewer(deps.locks.renew, lease, deps.clock)
-    committed = 0
+    committed, torn = 0, list[Segment]()
     while todo:
         # The newest first: `low` falls from above.
         todo, some = todo[:-COMMIT_AT_ONCE], todo[-COMMIT_AT_ONCE:]
@@ -332,11 +346,18 @@ def _commit_found(event: events.CommitBackfill, deps: Deps, lease: Lease, within
         renewer.tick()
         if not segments:
             continue
-        if isinstance(commit_islands(deps.ledger, deps.locks, lease, segments, deps.clock), Fenced):
+        borders = Seams(deps.objects, deps.call_attention, found.values())
+        outcome = commit_islands(deps.ledger, deps.locks, lease, segments, deps.clock, borders)
+        if isinstance(outcome, Fenced):
             raise LockLost("the lock was taken over before the commit", stream=stream)
+        if isinstance(outcome, Torn):
+            torn += outcome.segments
         committed += len(segments)
+    if torn:
+        logger.error("fetched from another history than a neighbour", extra={"objects": [s.raw_key for s in torn]})
+    committed -= len(torn)
     deps.count("SegmentsCommitted", committed)
-    return committed
+    return committed, torn
 
 
 def _inside(parts: Sequence[Interval], chunk: Chunk) -> bool:

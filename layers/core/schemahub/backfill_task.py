@@ -22,12 +22,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from schemahub import backfill, coverage, outages
+from schemahub import backfill, correction_task, coverage, outages
 from schemahub.backfill_notes import Wish
 from schemahub.backfill_plan import TaskSpec
 from schemahub.backfill_pool import Durable, Pool
 from schemahub.commit import Fenced, segment_of
-from schemahub.commit_below import commit_islands, lower
+from schemahub.commit_below import Seams, Torn, commit_islands, lower
+from schemahub.correction_task import Corrected, CorrectionSpec
 from schemahub.errors import BadStateInput, LockLost, about
 from schemahub.runtime import Deps, logger
 from schemahub.streams import Chunk, RawObject
@@ -91,6 +92,8 @@ class Committer:
         self.wish: Wish = "run"
         self.guarded = True
         self.tally = Tally(Counter(), Counter())
+        self.refused: set[str] = set()
+        """Raw objects that lack trades which their neighbours show."""
         self._beat_ms = round(beat_s * 1000)
         self._beaten_ms: int | None = None
         self._noted_ms = deps.clock.now_ms()
@@ -148,11 +151,16 @@ class Committer:
             return
         deps, spec, now = self.deps, self.spec, self.deps.clock.now_ms()
         segments = [segment_of(spec.stream, raw, spec.run, self.source, now) for raw in waiting]
-        outcome = commit_islands(deps.ledger, deps.locks, spec.lease, segments, deps.clock)
+        borders = Seams(deps.objects, deps.call_attention, waiting)
+        outcome = commit_islands(deps.ledger, deps.locks, spec.lease, segments, deps.clock, borders)
         if isinstance(outcome, Fenced):
             self._renew()  # raises, unless the lock is free
             return
-        self.tally.total["segments"] += len(segments)
+        torn = [s.raw_key for s in outcome.segments] if isinstance(outcome, Torn) else []
+        if torn:
+            logger.error("fetched from another history than a neighbour", extra={"objects": torn})
+        self.refused.update(torn)
+        self.tally.total["segments"] += len(segments) - len(torn)
 
     def close(self) -> None:
         """The last commit, the watermark over what is continuous now, the last note of the progress."""
@@ -172,7 +180,7 @@ class Committer:
         self._noted_ms = now
 
 
-def read_spec(deps: Deps, key: str) -> TaskSpec:
+def read_spec(deps: Deps, key: str) -> TaskSpec | CorrectionSpec:
     """The task that a plan wrote.
 
     Raises:
@@ -182,9 +190,18 @@ def read_spec(deps: Deps, key: str) -> TaskSpec:
     if body is None:
         raise BadStateInput(f"the task {key} is gone", remedy="Start the backfill again: it plans what is missing.")
     try:
-        return TaskSpec.from_json(json.loads(body))
-    except ValueError as error:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
         raise BadStateInput(f"the task {key} is not JSON: {error}") from error
+    correcting = isinstance(value, dict) and value.get("kind") == correction_task.KIND
+    return CorrectionSpec.from_json(value) if correcting else TaskSpec.from_json(value)
+
+
+def do(deps: Deps, spec: TaskSpec | CorrectionSpec, stop: threading.Event, work_dir: Path) -> TaskResult | Corrected:
+    """One task of either kind; see ``run_task`` and ``correction_task.run_corrections``."""
+    if isinstance(spec, CorrectionSpec):
+        return correction_task.run_corrections(deps, spec, stop, work_dir)
+    return run_task(deps, spec, stop, work_dir)
 
 
 def run_task(
@@ -206,9 +223,10 @@ def run_task(
         work = _file if spec.kind == "archive" else _chunks
         ended = work(deps, spec, committer, stop, work_dir)
         committer.close()
-    tally = committer.tally.total
+    tally, torn = committer.tally.total, len(committer.refused)
+    status: Status = "incomplete" if torn and ended.status == "done" else ended.status
     result = TaskResult(
-        status=committer.wish if ended.status == "stopped" and committer.wish != "run" else ended.status,
+        status=committer.wish if status == "stopped" and committer.wish != "run" else status,
         chunks=ended.chunks,
         fetched=tally["chunks_fetched"],
         reused=tally["chunks_reused"],
@@ -219,7 +237,7 @@ def run_task(
         bytes=tally["bytes"],
         seconds=(deps.clock.now_ms() - began) / 1000,
         peak_rss_mib=peak_rss_mib(),
-        errors=ended.errors,
+        errors=ended.errors | ({"RawConflict": torn} if torn else {}),
     )
     deps.count("RequestsSent", result.requests)
     deps.count("TradesFetched", result.trades)

@@ -12,11 +12,17 @@ from schemahub.objects import ObjectStore
 from schemahub.streams import Interval, Stream
 
 Document = dict[str, Any]
+STATES = ("due", "prepared", "committed", "published", "void")
+SETTLED = ("published", "void")
 
 
 @dataclass(frozen=True)
 class Correction:
-    """What a re-issued file changed. ``state``: ``prepared``, ``committed`` (in the ledger), ``published``."""
+    """What a re-issued file changed.
+
+    ``state``: ``due`` (seen by its checksum, not taken yet), ``prepared``, ``committed`` (in the ledger), ``published``
+    (the table's rows are made anew), ``void`` (no trade is another one, or a later issue took its place).
+    """
 
     key: str
     document: Document
@@ -26,9 +32,16 @@ class Correction:
         return str(self.document["state"])
 
     @property
+    def file(self) -> str:
+        return str(self.document["file"])
+
+    @property
     def span(self) -> Interval | None:
-        """The range whose rows in the table have to be made anew; None where nothing of it was published."""
-        parts = [s for s in self.document["segments"] if s["published"]]
+        """The range whose rows in the table have to be made anew; None where no segment is another one.
+
+        Of all segments: one that nobody had published may have been on its way to the table as it was before.
+        """
+        parts = self.document["segments"]
         return Interval(min(s["first"] for s in parts), max(s["last"] for s in parts)) if parts else None
 
     @property
@@ -45,7 +58,7 @@ def read_correction(objects: ObjectStore, key: str) -> Correction | None:
         return None
     try:
         document = json.loads(body)
-        if document["schema_version"] != 1 or document["state"] not in ("prepared", "committed", "published"):
+        if document["schema_version"] != 1 or document["state"] not in STATES:
             raise ValueError(f"schema_version {document['schema_version']!r}, state {document['state']!r}")
         Correction(key, document).span  # noqa: B018  its segments can be read
     except (ValueError, KeyError, TypeError) as error:
@@ -57,6 +70,24 @@ def corrections(objects: ObjectStore, stream: Stream) -> list[Correction]:
     """Every correction of a stream, the oldest first."""
     found = (read_correction(objects, key) for key in objects.list(folder_of(stream) + CORRECTIONS))
     return sorted((c for c in found if c is not None), key=lambda c: (c.document["at"], c.key))
+
+
+def correction_key(stream: Stream, file: str, sha256: str) -> str:
+    """Where the correction of a file by an issue is listed."""
+    return f"{folder_of(stream)}{CORRECTIONS}{file}.{sha256[:16]}.json"
+
+
+def note_due(objects: ObjectStore, stream: Stream, file: str, sha256: str, now_ms: int) -> None:
+    """Put down that an issue is to be taken. What is known of this correction already stays."""
+    key = correction_key(stream, file, sha256)
+    fresh: Document = {"schema_version": 1, "stream": str(stream), "file": file, "sha256": sha256, "state": "due",
+                       "at": now_ms, "segments": [], "differences": []}  # fmt: skip
+    if objects.put_new(key, json.dumps(fresh, indent=1).encode()):
+        return
+    before = read_correction(objects, key)
+    if before is not None and before.state in SETTLED:
+        # An issue that comes back after another one was in its place.
+        write_correction(objects, key, before.document | {"state": "due", "at": now_ms})
 
 
 def mark_published(objects: ObjectStore, correction: Correction, run_id: str) -> Correction:

@@ -276,11 +276,23 @@ class MaintainInput(Payload):
     schema_version: int = 1
 
 
+CorrectionKey = Annotated[
+    str,
+    Field(
+        pattern=r"^schemahub/archives/[a-z0-9_]{1,32}/[A-Z0-9-]{1,41}/corrections/[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}\.json$"
+    ),
+]
+
+
 class MaintainStep(Step):
-    action: Literal["open", "repair", "close"]
+    action: Literal["open", "repair", "look", "rederive", "published", "close"]
     execution: Execution
     input: MaintainInput | None = None
     run: Run | None = None
     stream: StreamRef | None = None
     holes: list[Position] = Field(default=[], max_length=10_000)
     """Where the holes to ask for begin."""
+    correction: CorrectionKey | None = None
+    """Of a re-issued file, whose rows of the table were made anew."""
+    transform: str | None = Field(default=None, min_length=1, max_length=2048)
+    """The execution that did it."""

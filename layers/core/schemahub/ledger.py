@@ -186,11 +186,12 @@ class Ledger:
         """The holes of a stream as they are known by now, by position."""
         condition = Key("stream").eq(str(stream)) & Key("item").begins_with("hole#")
         for item in self._query(KeyConditionExpression=condition, ConsistentRead=True):
-            yield _hole(item)
+            if "gone" not in item:
+                yield _hole(item)
 
     def hole(self, stream: Stream, first: int) -> Hole | None:
         item = self._get(stream, _hole_name(first))
-        return _hole(item) if item else None
+        return _hole(item) if item and "gone" not in item else None
 
     def add_hole(self, hole: Hole) -> None:
         """Put what a segment says of a hole, unless more is known already."""
@@ -220,7 +221,8 @@ class Ledger:
     ) -> None:
         """Put new segments in the place of old ones and settle their holes, all or nothing, while the lease holds.
 
-        A hole is (as it was seen, as it is now), None where there is none: what the new segment holds is no hole.
+        A hole is (as it was seen, as it is now), None where there is none: what the new segment holds is no hole. Its
+        item stays, marked ``gone``: nobody has the right to delete one.
 
         Raises:
             ClientError: TransactionCanceledException; ``archive_correct`` finds out what it means.
@@ -230,14 +232,14 @@ class Ledger:
             for old, new in changes
         ]
         for seen, now in holes:
-            as_seen: dict[str, Any] = {}
+            as_seen: dict[str, Any] = {"ConditionExpression": "attribute_not_exists(revision)"}
             if seen is not None:
                 as_seen = {"ConditionExpression": "revision = :seen", "values": {":seen": seen.revision}}
             if now is not None:
                 puts.append(self._action("Put", Item=_hole_item(now), **as_seen))
             elif seen is not None:
-                key = {"stream": str(seen.stream), "item": _hole_name(seen.first)}
-                puts.append(self._action("Delete", Key=key, **as_seen))
+                gone = {"stream": str(seen.stream), "item": _hole_name(seen.first), "gone": True}
+                puts.append(self._action("Put", Item=gone, **as_seen))
         self.client.transact_write_items(TransactItems=[locks.condition_check(lease), *puts])
 
     def _action(self, kind: str, values: dict[str, Any] | None = None, **parts: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The steps of the state machine ``maintain``: holes asked for again on a schedule, so many a run and no more.
 
-Each step may run twice, late, or after a crash at any line: a hole is settled by itself, and what is due is read anew
-from the ledger each time. What is not reached in one run is due in the next, the longest unseen first.
+Those for files that were issued again are in ``maintain_archives``. Each step may run twice, late, or after a crash at
+any line: a hole is settled by itself, and what is due is read anew from the ledger each time. What is not reached in
+one run is due in the next, the longest unseen first.
 """
 
 from __future__ import annotations
@@ -10,13 +11,11 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from schemahub import events, plan
+from schemahub import events, maintain_archives, plan
 from schemahub.errors import BadStateInput, LockBusy, LockLost, SchemaHubError, StoreError, ThrottleError
 from schemahub.holes import LOOKS_APART_S, Hole
-from schemahub.ingest import read_seed
-from schemahub.mappings import exchanges
+from schemahub.maintain_archives import known_streams
 from schemahub.paths import PASSING
-from schemahub.rebuild import mirrored_streams
 from schemahub.repair import repair_stream
 from schemahub.runtime import Deps
 from schemahub.streams import PREFIX, Stream
@@ -30,7 +29,15 @@ WORK_S = 600.0
 
 def maintain_step(event: events.MaintainStep, deps: Deps) -> dict[str, Any]:
     """The step that the state machine is at."""
-    return {"open": _open, "repair": _repair, "close": _close}[event.action](event, deps)
+    steps = {
+        "open": _open,
+        "repair": _repair,
+        "look": maintain_archives.look,
+        "rederive": maintain_archives.rederive,
+        "published": maintain_archives.published,
+        "close": _close,
+    }
+    return steps[event.action](event, deps)
 
 
 def due(holes: Iterable[Hole], now_ms: int) -> list[Hole]:
@@ -55,10 +62,7 @@ def chosen(found: Iterable[Hole]) -> dict[Stream, list[Hole]]:
 def _open(event: events.MaintainStep, deps: Deps) -> dict[str, Any]:
     """Write the list of streams with the holes that this run asks for."""
     now_ms = deps.clock.now_ms()
-    # A product that left the seed keeps its mirror, and its holes. Where the mapping is gone nobody can be asked.
-    known = {*read_seed(deps), *map(Stream.parse, deps.settings.products), *mirrored_streams(deps)}
-    streams = [s for s in known if s.exchange in exchanges()]
-    taken = chosen(hole for stream in streams for hole in due(deps.ledger.holes(stream), now_ms))
+    taken = chosen(hole for stream in known_streams(deps) for hole in due(deps.ledger.holes(stream), now_ms))
     key = f"{PREFIX}plans/{event.execution.name}/holes.jsonl"
     lines = [{"stream": s.to_json(), "holes": [h.first for h in holes]} for s, holes in sorted(taken.items())]
     deps.objects.put(key, "".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -140,4 +144,5 @@ def _close(event: events.MaintainStep, deps: Deps) -> dict[str, Any]:
             counts["filled"] += hole is not None and not hole.left
             counts["proved"] += hole is not None and bool(hole.left) and hole.proved
     deps.count("HolesUnanswered", counts["holes"] - counts["looked"])
-    return {"streams": len(lines), **counts, "unanswered": counts["holes"] - counts["looked"]}
+    unanswered = counts["holes"] - counts["looked"]
+    return {"streams": len(lines), **counts, "unanswered": unanswered, **maintain_archives.left(event.run.id, deps)}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from schemahub.archives import archive_of
 from schemahub.errors import (
     EmptyPage,
     ExchangeUnavailable,
@@ -51,8 +52,9 @@ class Path(Protocol):
 
 
 def paths_of(mapping: Mapping) -> tuple[Path, ...]:
-    """Every path that a mapping's streams have. The place where an archive joins."""
-    return (Rest(),)
+    """Every path that a mapping's streams have: the API, and files that prove themselves by a checksum."""
+    archive = archive_of(mapping)
+    return (Rest(), Archive()) if archive is not None and archive.checksum else (Rest(),)
 
 
 def others_first(paths: Sequence[Path], source: str | None) -> tuple[Path, ...]:
@@ -95,6 +97,19 @@ class Rest:
 
     def look(self, deps: Deps, hole: Hole, tick: Callable[[], None]) -> tuple[Look, list[Fetched]]:
         return _ask_for(deps, hole, tick)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The exchange's files of history. One that does not answer has nothing to say: the API is asked all the same."""
+
+    source: str = "archive"
+
+    def look(self, deps: Deps, hole: Hole, tick: Callable[[], None]) -> tuple[Look, list[Fetched]] | None:
+        # Here, because it loads Arrow.
+        from schemahub.archive_path import look_in_files
+
+        return look_in_files(deps, hole, tick)
 
 
 def _ask_for(deps: Deps, hole: Hole, tick: Callable[[], None]) -> tuple[Look, list[Fetched]]:

@@ -45,3 +45,16 @@ def came_late(objects: Sequence[RawObject], committed: int | None) -> int | None
     if committed is None or not objects or (edges := objects[0].edges) is None or edges.before is None:
         return None
     return edges.before if edges.before > committed else None
+
+
+def at_fault(below: RawObject, above: RawObject) -> RawObject | None:
+    """Which of two neighbours shows less at their border; None where they agree, or where one shows nothing of it.
+
+    A trade that was shown is evidence, one that was not shown is none: whoever lacks it was fetched from a history that
+    was pruned or stale, and may lack others too.
+    """
+    newest = below.edges.newest if below.edges else None
+    before = above.edges.before if above.edges else None
+    if newest is None or before is None or newest == before:
+        return None
+    return below if newest < before else above

@@ -57,19 +57,21 @@ def beginning(deps: Deps, stream: Stream, within: Interval) -> int:
     mapping = load_mapping(stream.exchange)
     if mapping.requests.page.asks == "newest":
         return within.first
-    if mapping.requests.page.descending and asker(deps, stream)(within.first):
-        return within.first
     first = first_from(deps, stream, within)
     step = step_of(mapping.fields.tick_ns, mapping.by_time)
     return min(max(first // step * step, within.first), within.last + 1)
 
 
 def first_from(deps: Deps, stream: Stream, within: Interval) -> int:
-    """The position of the first trade in ``within``, or of one behind it; above ``within.last`` where there is none."""
+    """The position of the first trade in ``within``, or of one behind it; above ``within.last`` where there is none.
+
+    Towards older trades it is the one at ``within.first`` or the next before it, where that much is shown.
+    """
     ask = asker(deps, stream)
-    if load_mapping(stream.exchange).requests.page.descending:
-        return first_at(0, within, ask, True)
     rows = ask(within.first)
+    if load_mapping(stream.exchange).requests.page.descending:
+        # By ids that skip numbers: the first position of the range need not be a trade's.
+        return rows[-1].position if rows else first_at(0, within, ask, True)
     return rows[0].position if rows else within.last + 1
 
 
