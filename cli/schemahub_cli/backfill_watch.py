@@ -141,7 +141,8 @@ class BackfillWatch(Watch):
 
     def _chunks_of(self, key: str) -> list[Interval]:
         spec = self._document(key) or {}
-        return merge(spec.get("chunks") or [spec.get("within") or [0, 0]])
+        within = spec.get("within") or [0, 0]
+        return merge([(chunk["first"], chunk["last"]) for chunk in spec.get("chunks", ())] or [(within[0], within[1])])
 
     def _document(self, key: str) -> Any:
         body = self.objects.get(key)

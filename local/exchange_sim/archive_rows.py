@@ -76,9 +76,11 @@ def blocks_of(
     if any(p.kind == "header" for p in plants) and first <= last:
         yield [writer.names]
     for begin in range(first, last + 1, BLOCK_ROWS):
-        rows = writer.rows(begin, min(last, begin + BLOCK_ROWS - 1))
+        end = min(last, begin + BLOCK_ROWS - 1)
+        rows = writer.rows(begin, end)
         for plant in plants:
-            if plant.kind in _SPOIL and rows:
+            low, high = plant.args.get("ids") or (begin, end)
+            if plant.kind in _SPOIL and rows and low <= end and high >= begin:
                 rows = _SPOIL[plant.kind](_Scene(writer, rows, plant.args, (first, last)))
         yield [cells for _, cells in rows]
 

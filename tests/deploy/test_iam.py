@@ -119,8 +119,8 @@ def test_only_committers_may_check_a_lock_inside_a_transaction_and_put_segments(
     assert "dynamodb:PutItem" not in actions_of(resources, "PlanBackfillRole")
 
 
-RUNNERS = ("BackfillStateMachineRole", "MaintainStateMachineRole")
-"""Whose machines run tasks: of backfills, and of files that were issued again."""
+RUNNERS = ("IngestStateMachineRole", "BackfillStateMachineRole", "MaintainStateMachineRole")
+"""Whose machines run tasks: of first runs that are too much for functions, of backfills, of files issued again."""
 
 
 def test_only_machines_that_run_tasks_give_roles_away_and_only_to_these_tasks(resources: dict[str, Any]) -> None:

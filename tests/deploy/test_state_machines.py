@@ -111,7 +111,11 @@ def test_no_catch_leads_to_a_failure(name: str) -> None:
         assert caught == {"Publish": [{"ErrorEquals": ["StaleBatch"], "ResultPath": "$.stale", "Next": "MayListAgain"}]}
         assert dict(states(definition(name)))["CountRound"]["Next"] == "ListPending"
         return
-    spot = {"backfill": ["RunTaskOnSpot", "RerunTaskOnSpot"], "maintain": ["CorrectOnSpot"]}
+    spot = {
+        "ingest": ["RunTaskOnSpot"],
+        "backfill": ["RunTaskOnSpot", "RerunTaskOnSpot"],
+        "maintain": ["CorrectOnSpot"],
+    }
     assert list(caught) == spot.get(name, [])
     for catchers in caught.values():
         [catcher] = catchers
@@ -132,7 +136,7 @@ def test_maps_have_no_retry_and_run_standard_children(name: str) -> None:
 
 def test_only_the_first_round_tolerates_failures() -> None:
     tolerant = {n for n, s in states(definition("ingest")) if s.get("ToleratedFailurePercentage")}
-    assert tolerant == {"IngestStreams", "FetchChunks"}
+    assert tolerant == {"IngestStreams", "FetchChunks", "RunTasks"}
     tolerant = {n for n, s in states(definition("backfill")) if s.get("ToleratedFailurePercentage")}
     assert tolerant == {"BackfillStreams", "FetchChunks", "RunTasks"}
     tolerant = {n for n, s in states(definition("maintain")) if s.get("ToleratedFailurePercentage")}
@@ -250,6 +254,15 @@ def test_corrections_run_as_tasks_of_backfills_do_and_are_never_judged_by_them()
     rows = found["RederiveRows"]
     assert rows["Parameters"]["Input"]["rederive.$"] == "$.item.rederive"
     assert (rows["Next"], found["RederiveCorrections"]["MaxConcurrency"]) == ("MarkPublished", 1)
+
+
+def test_an_ingest_too_large_for_functions_runs_as_tasks_and_commits_as_ever() -> None:
+    found, backfills = dict(states(definition("ingest"))), dict(states(definition("backfill")))
+    for state in ("RunTaskOnSpot", "RunTaskOnDemand"):
+        assert found[state]["Parameters"] == backfills[state]["Parameters"]
+        assert found[state]["TimeoutSeconds"] < definition("ingest")["TimeoutSeconds"]
+    assert found["RunTasks"]["Next"] == found["FetchChunks"]["Next"] == "CommitSegments"
+    assert {c["Next"] for c in found["HasChunks"]["Choices"]} == {"ReleaseLock", "RunTasks"}
 
 
 def test_maintain_looks_and_lists_whatever_came_of_the_holes() -> None:

@@ -28,7 +28,7 @@ class Script:
         self.answers: dict[str, Any] = {
             "open_run": {"status": "open", "run": {"id": "r"}, "bucket": "b", "streams_key": "streams"},
             "lock": {"status": "held", "fence": 1},
-            "plan_stream": {"status": "planned", "bucket": "b", "chunks_key": "chunks"},
+            "plan_stream": {"status": "planned", "bucket": "b", "chunks_key": "chunks", "route": "lambda"},
             "fetch_chunk": {},
             "commit_segments": {"status": "covered", "bucket": "b", "remaining_key": "remaining"},
             "close_run": {"failed": 0, "bucket": "b", "failed_key": "failed"},
@@ -196,5 +196,5 @@ def test_a_payload_too_large_is_refused() -> None:
 
 
 def test_every_task_of_both_machines_is_known() -> None:
-    assert len(list(tasks(load("ingest")))) == 17
+    assert len(list(tasks(load("ingest")))) == 19
     assert [path[-1] for path in tasks(load("transform"))] == ["ListPending", "TransformBatch", "Publish"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ from schemahub.errors import BadInput, BadStateInput
 from schemahub.locks import Lease
 from schemahub.mappings import load_mapping
 from schemahub.paging import Expected
-from schemahub.streams import Chunk, Interval, Stream
+from schemahub.streams import Chunk, Interval, Known, Stream
 from tests.unit.worlds import STREAM
 
 LEASE = Lease(STREAM.backfill_lock_id, "arn:child", "arn:run", 0, 7)
@@ -166,11 +167,28 @@ def test_a_task_survives_json(spec: TaskSpec) -> None:
     assert TaskSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
+def test_a_task_keeps_the_trades_that_its_chunks_must_be_linked_to() -> None:
+    linked = replace(SPECS[0], chunks=(Chunk(10, 19, Known(9, 20, 3)), Chunk(20, 29)))
+    back = TaskSpec.from_json(json.loads(json.dumps(linked.to_json())))
+    assert [chunk.known for chunk in back.chunks] == [Known(9, 20, 3), None]
+
+
+def test_a_task_of_an_ingest_works_under_the_lock_of_the_stream() -> None:
+    lease = replace(LEASE, lock_id=STREAM.lock_id)
+    spec = replace(SPECS[0], kind="ingest", lease=lease)
+    assert TaskSpec.from_json(spec.to_json()) == spec
+    for wrong in (replace(spec, lease=LEASE), replace(spec, kind="rest")):
+        with pytest.raises(BadStateInput):
+            TaskSpec.from_json(wrong.to_json())
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema_version": 2}, {"kind": "guess"}, {"lease": None}, {"lease": {"lock_id": "x"}}, {"chunks": [[5, 3]]},
-        {"chunks": [[1.5, 3]]}, {"within": [1]}, {"within": ["a", "b"]}, {"workers": 0}, {"workers": True},
+        {"schema_version": 2}, {"kind": "guess"}, {"lease": None}, {"lease": {"lock_id": "x"}},
+        {"chunks": [{"first": 5, "last": 3}]},
+        {"chunks": [{"first": 1.5, "last": 3}]}, {"chunks": [[3, 5]]},
+        {"within": [1]}, {"within": ["a", "b"]}, {"workers": 0}, {"workers": True},
         {"chunk_concurrency": "5"}, {"run": ""}, {"stream": {"exchange": "../x", "product": "A-B"}}, {"file": {"a": 1}},
         {"kind": "archive"}, {"workers": 10**6}, {"stream": {"exchange": "coinbase", "product": "ETH-USD"}},
     ],

@@ -10,6 +10,7 @@ import itertools
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from schemahub import coverage, events, ingest, mirror, plan, plan_linked, seek, witness
@@ -25,8 +26,8 @@ from schemahub.backfill_plan import (
     Wanted,
     estimate,
     estimate_files,
+    means_of,
     number_of_tasks,
-    pages_per_second,
     split,
 )
 from schemahub.backfill_report import report
@@ -90,22 +91,17 @@ def folder(run_id: str, stream: Stream) -> str:
     return f"{PREFIX}plans/{run_id}/backfill/{stream.exchange}/{stream.product}/"
 
 
-def means_of(deps: Deps, stream: Stream, request: events.BackfillInput) -> Means:
-    """What this deployment gives the stream's backfill."""
-    settings = deps.settings
-    workers, concurrency = settings.backfill_workers, settings.backfill_chunk_concurrency
-    if request.preset:
-        workers, concurrency = PRESETS[request.preset]
+def _means(deps: Deps, stream: Stream, request: events.BackfillInput) -> Means:
+    """What this deployment gives the stream's backfill, but for what is asked for otherwise."""
+    means = means_of(deps.settings, load_mapping(stream.exchange))
+    workers, concurrency = PRESETS[request.preset] if request.preset else (means.workers, means.chunk_concurrency)
     threshold = request.threshold_seconds
-    return Means(
-        pages_per_second(load_mapping(stream.exchange), settings.limit_share),
-        settings.backfill_threshold_seconds if threshold is None else threshold,
-        settings.backfill_ecs,
-        request.workers or workers,
-        request.chunk_concurrency or concurrency,
-        request.tasks or settings.backfill_tasks,
-        settings.backfill_vcpu,
-        settings.backfill_memory_gb,
+    return replace(
+        means,
+        threshold_seconds=means.threshold_seconds if threshold is None else threshold,
+        workers=request.workers or workers,
+        chunk_concurrency=request.chunk_concurrency or concurrency,
+        tasks=request.tasks or means.tasks,
     )
 
 
@@ -131,16 +127,12 @@ def plan_backfill(event: events.PlanBackfill, deps: Deps, archive_files: Archive
         return {"status": "covered", "chunks": 0, "tasks": 0}
     wanted_files = archive_files if event.source == "auto" else no_archives
     chunks, files, guess = foresee(deps, stream, request, parts, wanted_files)
-    means = means_of(deps, stream, request)
+    means = _means(deps, stream, request)
     deps.objects.put_new(f"{home}planned.json", json.dumps(guess.to_json() | {"files": len(files)}).encode())
     specs = _specs(event, lease, within, means, guess, chunks, files)
     here = f"{home}{lease.fence:06d}/"
     deps.objects.put(f"{here}chunks.jsonl", plan.to_jsonl(chunks))
-    keys = [f"{here}tasks/{number:04d}.json" for number in range(len(specs))]
-    for key, spec in zip(keys, specs, strict=True):
-        deps.objects.put(key, json.dumps(spec.to_json()).encode())
-    listed = [json.dumps({"number": number, "task_key": key}) + "\n" for number, key in enumerate(keys)]
-    deps.objects.put(f"{here}tasks.jsonl", "".join(listed).encode())
+    tasks = ingest.write_tasks(deps.objects, here.rstrip("/"), specs)
     return {
         "status": "planned",
         "route": guess.route,
@@ -148,8 +140,7 @@ def plan_backfill(event: events.PlanBackfill, deps: Deps, archive_files: Archive
         "bucket": deps.settings.bucket,
         "chunks": len(chunks),
         "chunks_key": f"{here}chunks.jsonl",
-        "tasks": len(specs),
-        "tasks_key": f"{here}tasks.jsonl",
+        **tasks,
         "tasks_at_a_time": max(1, guess.tasks),
         "within": {"first": within.first, "last": within.last},
     }
@@ -165,7 +156,7 @@ def foresee(
     """Chunks or files of the missing ranges, and what they take. May ask the exchange, writes nothing."""
     # A file is more than a function has time and room for.
     by_files = request.archives and deps.settings.backfill_ecs and request.route != "lambda"
-    means, files = means_of(deps, stream, request), archive_files(deps, stream, parts) if by_files else ()
+    means, files = _means(deps, stream, request), archive_files(deps, stream, parts) if by_files else ()
     if files:
         counted = paging_of(load_mapping(stream.exchange)).counted
         return [], files, estimate_files(sum(p.size for p in parts) if counted else 0, len(files), means)

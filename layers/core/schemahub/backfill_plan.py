@@ -18,6 +18,7 @@ from schemahub.errors import BadStateInput
 from schemahub.locks import Lease
 from schemahub.mappings import Mapping
 from schemahub.paging import Expected
+from schemahub.runtime import Settings
 from schemahub.streams import Chunk, Interval, Stream, position
 
 PRESETS = {"small": (3, 5), "medium": (5, 9), "large": (10, 20)}
@@ -143,6 +144,20 @@ class Estimate:
         }
 
 
+def means_of(settings: Settings, mapping: Mapping) -> Means:
+    """What a deployment gives the streams of an exchange, as its parameters say."""
+    return Means(
+        pages_per_second(mapping, settings.limit_share),
+        settings.backfill_threshold_seconds,
+        settings.backfill_ecs,
+        settings.backfill_workers,
+        settings.backfill_chunk_concurrency,
+        settings.backfill_tasks,
+        settings.backfill_vcpu,
+        settings.backfill_memory_gb,
+    )
+
+
 def pages_per_second(mapping: Mapping, limit_share: float) -> float:
     """Pages that the exchange's limit allows, of which this deployment uses ``limit_share``."""
     limits = mapping.limits
@@ -199,12 +214,13 @@ def number_of_tasks(chunks: int, seconds: float, at_a_time: int) -> int:
     return max(1, min(at_a_time * rounds, MAX_TASKS, chunks))
 
 
-def split(chunks: Sequence[Chunk], tasks: int) -> list[list[Chunk]]:
+def split(chunks: Sequence[Chunk], tasks: int, *, newest_first: bool = True) -> list[list[Chunk]]:
     """Chunks in at most ``tasks`` lists of neighbours, the newest list first and the newest chunk first in each.
 
-    ``low`` falls from above, so what lies next to it comes first; neighbours make long ranges in the table.
+    ``low`` falls from above, so what lies next to it comes first; ``high`` rises from below (``newest_first=False``).
+    Neighbours make long ranges in the table.
     """
-    ordered = sorted(chunks, reverse=True)
+    ordered = sorted(chunks, reverse=newest_first)
     tasks = max(1, min(tasks, len(ordered)))
     edges = [round(i * len(ordered) / tasks) for i in range(tasks + 1)]
     return [ordered[a:b] for a, b in itertools.pairwise(edges) if a < b]
@@ -212,12 +228,15 @@ def split(chunks: Sequence[Chunk], tasks: int) -> list[list[Chunk]]:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """All that one ECS task has to know. ``within`` is what its commits may touch; ``file`` names an archive's file."""
+    """All that one ECS task has to know. ``within`` is what its commits may touch; ``file`` names an archive's file.
+
+    Kind ``ingest``: chunks above the watermark, which are made durable and committed by the state machine's own step.
+    """
 
     run: str
     stream: Stream
     lease: Lease
-    kind: Literal["rest", "archive"]
+    kind: Literal["rest", "archive", "ingest"]
     within: Interval
     workers: int
     chunk_concurrency: int
@@ -235,7 +254,7 @@ class TaskSpec:
             "within": list(self.within),
             "workers": self.workers,
             "chunk_concurrency": self.chunk_concurrency,
-            "chunks": [[c.first, c.last] for c in self.chunks],
+            "chunks": [c.to_json() for c in self.chunks],
             "file": self.file,
         }
 
@@ -243,7 +262,7 @@ class TaskSpec:
     def from_json(cls, value: Any) -> TaskSpec:
         """Raises BadStateInput for what is not a task of this release."""
         try:
-            if value["schema_version"] != 1 or value["kind"] not in ("rest", "archive"):
+            if value["schema_version"] != 1 or value["kind"] not in ("rest", "archive", "ingest"):
                 raise ValueError(f"schema_version {value['schema_version']!r}, kind {value['kind']!r}")
             lease, numbers = value["lease"], [value["workers"], value["chunk_concurrency"]]
             texts = [value["run"], *(lease[name] for name in ("lock_id", "owner", "run"))]
@@ -254,8 +273,9 @@ class TaskSpec:
             if (value["file"] is not None) != (value["kind"] == "archive"):
                 raise ValueError("only an archive's task has a file")
             stream = Stream.from_json(value["stream"])
-            if lease["lock_id"] != stream.backfill_lock_id:
-                raise ValueError(f"{lease['lock_id']} is not the lock of this stream's backfill")
+            lock_id = stream.lock_id if value["kind"] == "ingest" else stream.backfill_lock_id
+            if lease["lock_id"] != lock_id:
+                raise ValueError(f"{lease['lock_id']} is not {lock_id}")
             return cls(
                 run=value["run"],
                 stream=stream,
@@ -267,7 +287,7 @@ class TaskSpec:
                 within=Interval(*(position(edge, "within") for edge in value["within"])),
                 workers=numbers[0],
                 chunk_concurrency=numbers[1],
-                chunks=tuple(Chunk(first, last) for first, last in value["chunks"]),
+                chunks=tuple(Chunk.from_json(chunk) for chunk in value["chunks"]),
                 file=value["file"],
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:

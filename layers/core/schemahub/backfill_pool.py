@@ -29,7 +29,7 @@ from schemahub.ingest import make_durable
 from schemahub.mappings import load_mapping
 from schemahub.paging import paging_of
 from schemahub.runtime import Deps, logger
-from schemahub.streams import Chunk, RawObject
+from schemahub.streams import Absent, Chunk, RawObject
 
 MAX_TRADES = 150_000
 """Trades that all threads together hold in memory: about 1 KB each with what an answer costs while it is read."""
@@ -71,6 +71,8 @@ class Durable:
     requests: int = 0
     trades: int = 0
     bytes: int = 0
+    lost: tuple[Absent, ...] = ()
+    """Times before the oldest trade that the exchange shows, where it shows its newest only."""
 
 
 class Pool:
@@ -159,7 +161,8 @@ class Pool:
         if fetched is None:
             return Durable(raw)
         size = (self.deps.objects.head(raw.key) or {}).get("size", 0)
-        return Durable(raw, True, fetched.requests, len(fetched.texts), size)
+        lost = () if fetched.counted else fetched.absent
+        return Durable(raw, True, fetched.requests, len(fetched.texts), size, lost)
 
     def _tick(self) -> None:
         if self.abandon.is_set():

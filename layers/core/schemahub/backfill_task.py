@@ -7,6 +7,7 @@ the state machine finds in the ledger and gives to another one.
     stopped (SIGTERM)   takes no new chunk, gives those in flight STOP_S, commits what is whole, exit code 143
     paused, cancelled   the same, exit code 0: it was what somebody wanted
     fence is over       another plan or another backfill is in charge: stops without a commit, exit code 1
+    an ingest's task    makes its chunks durable and commits nothing: CommitSegments does, as ever
     lock is free        the run failed and was redriven: goes on fetching; the state machine's own step commits
 """
 
@@ -30,6 +31,7 @@ from schemahub.commit import Fenced, segment_of
 from schemahub.commit_below import Seams, Torn, commit_islands, lower
 from schemahub.correction_task import Corrected, CorrectionSpec
 from schemahub.errors import BadStateInput, LockLost, about
+from schemahub.ingest import say_what_is_lost
 from schemahub.runtime import Deps, logger
 from schemahub.streams import Chunk, RawObject
 
@@ -90,7 +92,8 @@ class Committer:
     def __init__(self, deps: Deps, spec: TaskSpec, stop: threading.Event, source: str, beat_s: float = BEAT_S) -> None:
         self.deps, self.spec, self.stop, self.source = deps, spec, stop, source
         self.wish: Wish = "run"
-        self.guarded = True
+        # What lies above the watermark is committed by the state machine's own step.
+        self.guarded = spec.kind != "ingest"
         self.tally = Tally(Counter(), Counter())
         self.refused: set[str] = set()
         """Raw objects that lack trades which their neighbours show."""
@@ -170,7 +173,9 @@ class Committer:
         self._note()
 
     def _note(self) -> None:
-        """What is new since the last note, and the time that it took."""
+        """What is new since the last note, and the time that it took: for the report of a backfill."""
+        if self.spec.kind == "ingest":
+            return
         now = self.deps.clock.now_ms()
         new = self.tally.new()
         backfill.count(
@@ -284,6 +289,8 @@ def _file(deps: Deps, spec: TaskSpec, committer: Committer, stop: threading.Even
 
 def uncommitted(deps: Deps, spec: TaskSpec) -> list[Chunk]:
     """The task's chunks that no segment holds yet: an earlier attempt may have committed the others."""
+    if spec.kind == "ingest":
+        return list(spec.chunks)
     parts = coverage.missing(deps.ledger, spec.stream, spec.within)
     firsts = [part.first for part in parts]
 
@@ -306,6 +313,8 @@ def _collect(pool: Pool, committer: Committer, stop: threading.Event) -> None:
             return
         for chunk in pool.take():
             _count(committer.tally.total, chunk)
+            if chunk.lost:
+                say_what_is_lost(committer.deps, committer.spec.stream, chunk.lost)
             committer.add(chunk.raw)
         committer.commit_if_due()
         committer.beat()

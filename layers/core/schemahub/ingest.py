@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from schemahub import commit, events, mirror, plan, raw, seams, witness
+from schemahub.backfill_plan import Estimate, Means, TaskSpec, estimate, means_of, number_of_tasks, split
 from schemahub.commit import Committed, Fenced, segment_of
 from schemahub.conditional import whole
 from schemahub.errors import (
@@ -29,11 +30,12 @@ from schemahub.holes import YOUNG_S
 from schemahub.ledger import RunKind, Watermark
 from schemahub.locks import Lease, Renewer
 from schemahub.mappings import NS, exchanges, load_mapping
+from schemahub.objects import ObjectStore
 from schemahub.pacing import PacedExchange
 from schemahub.paging import Begin, ColdStart, Expected, Linked, paging_of
 from schemahub.runtime import MAX_CHUNK_PAGES, Deps
 from schemahub.seed import SEED_KEY, parse_streams
-from schemahub.streams import PREFIX, TRADES, Chunk, RawObject, Stream, continuous_prefix
+from schemahub.streams import PREFIX, TRADES, Absent, Chunk, Interval, RawObject, Stream, continuous_prefix
 
 HEAD_THREADS = 8
 
@@ -179,22 +181,47 @@ def plan_stream(event: events.PlanStep, deps: Deps) -> dict[str, Any]:
     _ensure(event, deps)
     mirror.heal(deps.objects, deps.ledger, stream)
     mark = deps.ledger.watermark(stream)
-    chunks, head, _ = chunks_to_fetch(deps, stream, mark)
+    chunks, head, expected = chunks_to_fetch(deps, stream, mark)
     base = mark.high if mark else None
     if mark and head - mark.high > paging_of(load_mapping(stream.exchange)).most_ahead:
         deps.call_attention(f"the head jumped from {mark.high} to {head}; a part of it is planned", stream)
     if not chunks:
         return {"status": "nothing_new", "chunks": 0, "base": base, "head": head}
-    key = f"{PREFIX}plans/{event.run.id}/{stream.exchange}/{stream.product}.jsonl"
-    deps.objects.put(key, plan.to_jsonl(chunks))
-    return {
+    home = f"{PREFIX}plans/{event.run.id}/{stream.exchange}/{stream.product}"
+    deps.objects.put(f"{home}.jsonl", plan.to_jsonl(chunks))
+    means = means_of(deps.settings, load_mapping(stream.exchange))
+    guess = estimate(expected, len(chunks), means)
+    found = {
         "status": "planned",
         "chunks": len(chunks),
         "bucket": deps.settings.bucket,
-        "chunks_key": key,
+        "chunks_key": f"{home}.jsonl",
         "base": base,
         "head": head,
+        "route": guess.route,
     }
+    return found if guess.route == "lambda" else found | _plan_tasks(event, deps, home, chunks, means, guess)
+
+
+def _plan_tasks(
+    event: events.PlanStep, deps: Deps, home: str, chunks: list[Chunk], means: Means, guess: Estimate
+) -> dict[str, Any]:
+    """What is too much for functions as tasks of ECS, which make it durable; CommitSegments commits it as ever."""
+    stream, within = event.stream.value(), Interval(chunks[0].first, chunks[-1].last)
+    lists = split(chunks, number_of_tasks(len(chunks), guess.seconds, guess.tasks), newest_first=False)
+    both = (means.workers, means.chunk_concurrency)
+    specs = [TaskSpec(event.run.id, stream, lease_of(event), "ingest", within, *both, tuple(one)) for one in lists]
+    return write_tasks(deps.objects, home, specs) | {"tasks_at_a_time": max(1, guess.tasks)}
+
+
+def write_tasks(objects: ObjectStore, home: str, specs: Sequence[TaskSpec]) -> dict[str, Any]:
+    """Each task as an object below ``home``, and the list of them that a Map reads."""
+    keys = [f"{home}/tasks/{number:04d}.json" for number in range(len(specs))]
+    for key, spec in zip(keys, specs, strict=True):
+        objects.put(key, json.dumps(spec.to_json()).encode())
+    listed = [json.dumps({"number": number, "task_key": key}) + "\n" for number, key in enumerate(keys)]
+    objects.put(f"{home}/tasks.jsonl", "".join(listed).encode())
+    return {"tasks": len(specs), "tasks_key": f"{home}/tasks.jsonl"}
 
 
 def chunks_to_fetch(deps: Deps, stream: Stream, mark: Watermark | None) -> tuple[list[Chunk], int, Expected]:
@@ -249,7 +276,7 @@ def fetch_step(event: events.FetchStep, deps: Deps) -> dict[str, Any]:
     if fetched.counted:
         deps.count("IdsAbsent", sum(a.last - a.first + 1 for a in fetched.absent))
     else:
-        _say_what_is_lost(deps, stream, fetched)
+        say_what_is_lost(deps, stream, fetched.absent)
     return {"status": "fetched"}
 
 
@@ -271,9 +298,9 @@ def make_durable(
     return raw.store(deps.objects, stream, fetched), fetched
 
 
-def _say_what_is_lost(deps: Deps, stream: Stream, fetched: Fetched) -> None:
+def say_what_is_lost(deps: Deps, stream: Stream, lost: Iterable[Absent]) -> None:
     """An exchange that shows its newest trades only was not asked in time: nothing fails, and a human must know."""
-    for hole in fetched.absent:
+    for hole in lost:
         seconds = (hole.last - hole.first + 1) / NS["s"]
         deps.count("SecondsLost", seconds)
         deps.call_attention(f"{seconds:.3f} s of trades before the oldest that it shows are lost", stream)
