@@ -12,7 +12,7 @@ import pytest
 from local.stack import Stack
 from schemahub.streams import Stream
 from tests.integration.conftest import Simulator
-from tests.integration.heavy import Heavy, ended, finished, high_of, low_of, report_of, until
+from tests.integration.heavy import RSS_MIB, Heavy, ended, finished, high_of, low_of, report_of, results, until
 from tests.integration.test_end_to_end import ingest, ledger_of, table_rows
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
@@ -71,3 +71,18 @@ def test_a_paused_backfill_ends_in_order_and_the_same_input_goes_on_on_lambda(
     assert low() == first
     assert len(ended(stack)) == tasks, "so little needs no task"
     assert run(f"again-{os.getpid()}") == "done", "nothing is missing"
+
+
+def test_a_first_run_with_too_much_work_for_functions_goes_through_a_task(stack: Stack, simulator: Simulator) -> None:
+    stream = Stream("kraken", "ETH-USD")
+    before = len(ended(stack))
+    ingest(stack, stream)
+    [task] = ended(stack)[before:]
+    assert (task["exit_code"], task["peak_mib"] < RSS_MIB) == (0, True)
+    [result] = results(stack, stream)
+    assert (result["status"], result["committed"]) == ("done", 0), "CommitSegments commits"
+    segments = list(ledger_of(stack).segments(stream))
+    assert sum(s.count for s in segments) == result["trades"] >= 12_000
+    assert {s.published_in is not None for s in segments} == {True}
+    assert len(table_rows(stack, stream)) == result["trades"]
+    assert simulator.stats()["kraken"]["rate_limited"] == 0
