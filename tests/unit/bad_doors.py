@@ -19,6 +19,7 @@ import yaml
 from botocore.exceptions import ClientError, ReadTimeoutError
 from typer.testing import CliRunner
 
+from schemahub.backfill_task import read_spec
 from schemahub.batches import Batch
 from schemahub.clock import FakeClock
 from schemahub.locks import Locks
@@ -239,14 +240,32 @@ def batch_of_rows(world: BadWorld, rows: list[Any]) -> dict[str, Any]:
 def mapping(world: BadWorld, case: dict[str, Any]) -> Any:
     if "text" in case:
         return parse_mapping(case["text"], "coinbase.yaml")
-    text = (ROOT / "mappings/coinbase.yaml").read_text()
+    name = f"{case.get('of', 'coinbase')}.yaml"
+    text = (ROOT / "mappings" / name).read_text()
     if "swap" in case:
         old, new = case["swap"]
         assert old in text
-        return parse_mapping(text.replace(old, new), "coinbase.yaml")
+        return parse_mapping(text.replace(old, new), name)
     document = yaml.safe_load(text)
     edit(document, case["set"])
-    return parse_mapping(yaml.safe_dump(document, allow_unicode=True), "coinbase.yaml")
+    return parse_mapping(yaml.safe_dump(document, allow_unicode=True), name)
+
+
+def task(world: BadWorld, case: dict[str, Any]) -> Any:
+    """The object that an ECS task reads: of a backfill (``of: rest``, ``archive``) or of corrections."""
+    lease = {"lock_id": BTC.backfill_lock_id, "owner": "o", "run": "r", "attempt": 0, "fence": 1}
+    whole = {
+        "schema_version": 1, "run": "run-6", "stream": BTC.to_json(), "lease": lease, "kind": "rest", "within": [0, 9],
+        "workers": 3, "chunk_concurrency": 5, "chunks": [[0, 9]], "file": None,
+    }  # fmt: skip
+    binance = Stream("binance", "BTC-USDT")
+    file = {"stream": binance.to_json(), "kind": "daily", "begin": "2024-06-01"}
+    correct = {"schema_version": 1, "kind": "correct", "run": "r", "stream": binance.to_json(), "files": [file]}
+    document = {"rest": whole, "correct": correct}[case.get("of", "rest")]
+    edit(document, case.get("set", {}))
+    body = as_bytes(case["body"]) if "body" in case else json.dumps(document).encode()
+    stored = None if case.get("gone") else body
+    return read_spec(replace(world.deps, objects=SimpleNamespace(get=lambda key: stored)), "schemahub/plans/run-6/task")
 
 
 def command(world: BadWorld, case: dict[str, Any]) -> Any:
@@ -309,4 +328,5 @@ DOORS: dict[str, Any] = {
     "bucket": lambda world, case: Bucket.of(load_mapping("coinbase"), case["share"]),
     "lease": lambda world, case: Locks(world.tables["locks"], FakeClock(), lease_ms=case["lease_ms"]),
     "cli": command,
+    "task": task,
 }

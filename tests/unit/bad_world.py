@@ -96,7 +96,19 @@ class BadWorld:
         chunk = {"first": 60, "last": 69}
         step = {"schema_version": 1, "execution": self.execution(3), "run": self.run}
         held = {**step, "stream": BTC.to_json(), "lock": self.lock}
+        asked = {"schema_version": 1, "products": [str(BTC)], "range": {"ids": [0, 9]}}
+        below = {
+            "execution": self.execution(6, "backfill"),
+            "run": {"id": "run-6", "arn": "arn:backfill", "fences": {}},
+        }
+        planned = "schemahub/plans/run-6/backfill/coinbase/BTC-USD/000001/chunks.jsonl"
+        plan = {"status": "planned", "chunks_key": planned, "within": {"first": 0, "last": 9}}
         return {
+            "open_backfill": {"schema_version": 1, "execution": below["execution"], "input": asked},
+            "plan_backfill": {**held, **below, "request": asked},
+            "commit_backfill": {**held, **below, "plan": plan, "final": False},
+            "close_backfill": {"schema_version": 1, **below},
+            "maintain": {"schema_version": 1, **below, "action": "repair", "stream": BTC.to_json(), "holes": []},
             "open_run": {"schema_version": 1, "execution": self.execution(4), "input": {"schema_version": 1}},
             "lock": {**step, "stream": BTC.to_json(), "action": "acquire"},
             "release": {**held, "action": "release"},

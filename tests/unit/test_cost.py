@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from schemahub.cost import Work, bill
+from schemahub.cost import FARGATE_DISK_GB, Work, bill
+from tests.unit.pages import ROOT
 
 DAY = Work(streams=10, chunks=40, requests=400, trades=400_000, seconds=40.0)
 
@@ -51,3 +52,16 @@ def test_the_json_names_its_prices() -> None:
     document = bill(DAY).to_json()
     assert document["usd"] > 0
     assert "us-east-1" in str(document["prices"])
+
+
+def test_a_task_pays_for_its_disk_beyond_what_is_free() -> None:
+    # By hand: an hour of half a virtual CPU and 1 GB, and the minute in which it starts; 40 GB of disk for both.
+    hour = Work(1, 10, 100, 100_000, 3600.0, tasks=1, ecs_task_seconds=3600, ecs_vcpu_seconds=1800, ecs_gb_seconds=3600)
+    fargate = [line for line in bill(hour).lines if line.service == "Fargate"]
+    assert [line.quantity for line in fargate] == pytest.approx([0.5 * 61 / 60, 61 / 60, 40 * 61 / 60])
+    assert sum(line.usd for line in fargate) == pytest.approx((0.01619 + 0.00356 + 0.00444) * 61 / 60)
+
+
+def test_the_disk_of_the_model_is_that_of_the_template() -> None:
+    text = (ROOT / "template.yaml").read_text()
+    assert f"EphemeralStorage: {{SizeInGiB: {FARGATE_DISK_GB + 20:.0f}}}" in text

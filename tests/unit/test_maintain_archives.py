@@ -267,6 +267,22 @@ def test_an_issue_after_the_issue_takes_the_place_of_what_was_due(world: Maintai
     assert deps.locks.holder(BINANCE.backfill_lock_id) is None
 
 
+def test_an_issue_that_comes_back_is_taken_again(world: Maintained) -> None:
+    ids = world.archive.ids()
+    world.through()
+    world.archive.plant(
+        "other_quantity", ids=(ids.first + 320, ids.first + 340)
+    )  # the first issue, which the API denies
+    world.through()
+    assert sorted(world.states()) == ["published", "void"]
+    world.archive.simulator.archives.clear()
+    assert world.look()["due"] == 1
+    assert world.through().output["corrections_due"] == 0
+    assert sorted(world.states()) == ["published", "void"]
+    assert right(world)
+    assert world.look()["due"] == 0
+
+
 def test_what_died_half_way_is_made_anew_although_a_later_issue_came(world: Maintained) -> None:
     """Exchanged in the ledger, not listed as committed; then the file is issued once more."""
     write = corrections.write_correction

@@ -27,7 +27,7 @@ SIMULATED_ROWS = 20
 
 def checks(mapping: Mapping) -> Iterator[str]:
     """Everything that is wrong with a mapping of the right form."""
-    said = [*_questions(mapping), *_codes(mapping), *_limits(mapping), *_archive(mapping)]
+    said = [*_questions(mapping), *_codes(mapping), *_limits(mapping)]
     product, wrong_products = _product_example(mapping)
     wrong_page = list(_page_example(mapping))
     yield from (*said, *wrong_products, *wrong_page)
@@ -65,17 +65,6 @@ def _limits(mapping: Mapping) -> Iterator[str]:
     for kind, cost in limits.cost.items():
         if cost > most:
             yield f"limits/cost/{kind}: {cost:g} is more than `{name}` ({most:g}): the exchange could never grant it"
-
-
-def _archive(mapping: Mapping) -> Iterator[str]:
-    """A file's rows must have what the mapping reads."""
-    if mapping.archive is None:
-        return
-    columns = mapping.archive.columns
-    there = set(columns.values()) if isinstance(columns, dict) else set(columns)
-    for role, element in zip(ROLES, mapping.fields.sources, strict=True):
-        if element not in there:
-            yield f"archive/columns: no column becomes {element!r}, which fields/{role} is read from"
 
 
 def _product_example(mapping: Mapping) -> tuple[Product | None, list[str]]:

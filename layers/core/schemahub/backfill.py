@@ -286,8 +286,9 @@ def commit_backfill(event: events.CommitBackfill, deps: Deps) -> dict[str, Any]:
         LockLost: another owner, or a newer attempt, holds the backfill's lock.
     """
     stream = event.stream.value()
+    part = event.plan.within.value()
+    within = Interval(part.first, part.last)
     lease, _ = deps.locks.ensure(ingest.lease_of(event), event.execution.RedriveCount)
-    within = Interval(event.plan.within.first, event.plan.within.last)
     committed, torn = _commit_found(event, deps, lease, within)
     low = _settle(deps, lease, stream)
     left = coverage.missing(deps.ledger, stream, within)

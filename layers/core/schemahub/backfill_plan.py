@@ -193,8 +193,8 @@ def _estimate(expected: Expected, chunks: int, means: Means, way: Route, tasks: 
     ecs_s = tasks * seconds
     work = cost.Work(
         streams=1, chunks=chunks, requests=expected.requests, trades=expected.trades, seconds=seconds,
-        tasks=number_of_tasks(chunks, seconds, tasks), ecs_vcpu_seconds=ecs_s * means.vcpu,
-        ecs_gb_seconds=ecs_s * means.memory_gb,
+        tasks=number_of_tasks(chunks, seconds, tasks), ecs_task_seconds=ecs_s,
+        ecs_vcpu_seconds=ecs_s * means.vcpu, ecs_gb_seconds=ecs_s * means.memory_gb,
     )  # fmt: skip
     kept, usd = round(expected.trades * (cost.RAW_BYTES + cost.PARQUET_BYTES)), cost.bill(work).usd
     return Estimate(chunks, expected.trades, expected.requests, seconds, way, tasks, lambda_s, ecs_s, kept, usd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from schemahub.streams import Interval, Stream
 
 Document = dict[str, Any]
 STATES = ("due", "prepared", "committed", "published", "void")
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 SETTLED = ("published", "void")
 
 
@@ -60,6 +62,12 @@ def read_correction(objects: ObjectStore, key: str) -> Correction | None:
         document = json.loads(body)
         if document["schema_version"] != 1 or document["state"] not in STATES:
             raise ValueError(f"schema_version {document['schema_version']!r}, state {document['state']!r}")
+        if (
+            type(document["at"]) is not int
+            or type(document["file"]) is not str
+            or not _NAME.fullmatch(document["file"])
+        ):
+            raise ValueError(f"at {document['at']!r}, file {str(document['file'])[:80]!r}")
         Correction(key, document).span  # noqa: B018  its segments can be read
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptState(f"{key} is not a correction: {error!r}"[:300]) from error

@@ -1,8 +1,10 @@
 """What a run costs on AWS, from what it does: pure arithmetic, no call to any pricing service.
 
 List prices of us-east-1 without free tiers or savings plans, as on the services' own pricing pages
-(aws.amazon.com/{lambda,step-functions,dynamodb,s3,glue,athena,cloudwatch}/pricing); those of Lambda, Step Functions and
-DynamoDB were compared with copies of these pages on 2026-11-21. Other regions differ by some per cent; data that flows
+(aws.amazon.com/{lambda,step-functions,dynamodb,s3,glue,athena,cloudwatch,fargate}/pricing); those of Lambda, Step
+Functions and DynamoDB were compared with copies of these pages on 2026-11-21. The page of Fargate fills its tables in a
+browser; its prices are those that vantage.sh/blog/fargate-pricing copied from it (on X86 0.04048 and 0.004445), and the
+same page says "up to a 70% discount" of Spot. Other regions differ by some per cent; data that flows
 into AWS is free, and nothing here flows out. X-Ray samples one request a second and is below a cent for any run.
 
 How much of each a stream, a chunk and a batch use is counted from statemachines/*.asl.json and from the adapters: when
@@ -30,8 +32,12 @@ LOG_GB = 0.50
 GLUE_REQUEST = 1e-6
 ATHENA_TB = 5.0
 FARGATE_VCPU_HOUR = 0.03238
-"""Linux on ARM, on demand. Spot costs about a third of it, and is not counted on."""
+"""Linux on ARM, on demand. Spot is up to 70 % off, by supply and demand, and is not counted on."""
 FARGATE_GB_HOUR = 0.00356
+FARGATE_DISK_GB_HOUR = 0.000111
+"""Of a task's disk beyond the 20 GB that are free."""
+FARGATE_DISK_GB = 40.0
+"""What the template's tasks have beyond that (``EphemeralStorage``): archives are sorted there."""
 FARGATE_START_S = 60.0
 """Of each task, from pulling the image until it works; charged like the rest."""
 ATHENA_MINIMUM_BYTES = 10 * 10**6
@@ -74,7 +80,8 @@ class Work:
     queries: int = 0
     query_bytes: int = 0
     tasks: int = 0
-    """ECS tasks that fetch instead of functions; theirs are the two sums below."""
+    """ECS tasks that fetch instead of functions; theirs are the three sums below."""
+    ecs_task_seconds: float = 0.0
     ecs_vcpu_seconds: float = 0.0
     ecs_gb_seconds: float = 0.0
 
@@ -148,9 +155,11 @@ def _compute(work: Work) -> list[_Use]:
     started_s = work.tasks * FARGATE_START_S
     vcpu_hours = (work.ecs_vcpu_seconds + started_s * ECS_VCPU) / 3600
     gb_hours = (work.ecs_gb_seconds + started_s * ECS_VCPU * each) / 3600
+    disk_gb_hours = (work.ecs_task_seconds + started_s) / 3600 * FARGATE_DISK_GB
     return [
         *([("Fargate", "vCPU-hours (arm64)", vcpu_hours, FARGATE_VCPU_HOUR)] if work.tasks else []),
         *([("Fargate", "GB-hours (arm64)", gb_hours, FARGATE_GB_HOUR)] if work.tasks else []),
+        *([("Fargate", "GB-hours of disk", disk_gb_hours, FARGATE_DISK_GB_HOUR)] if work.tasks else []),
         ("Lambda", "GB-seconds (arm64)", gb_seconds, LAMBDA_GB_SECOND),
         ("Lambda", "invocations", invocations, LAMBDA_REQUEST),
         ("Step Functions", "state transitions", transitions, TRANSITION),

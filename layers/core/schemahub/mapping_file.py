@@ -84,6 +84,7 @@ def document_and_problems(text: str, origin: str = "mapping") -> tuple[dict[str,
         *_unkept_limits(document["limits"]),
         *_fields_read_twice(document["fields"]),
         *_contradictions(document),
+        *_archive_that_cannot_be(document),
         *_codes_with_two_meanings(document.get("errors", {})),
         *_examples_that_do_not_fit(document),
     ]
@@ -158,6 +159,31 @@ def _contradictions(doc: dict[str, Any]) -> Iterator[str]:
         yield f"requests: the parameter {name!r} is given twice"
     if not requests.get("unknown_product_status") and "unknown_product" not in doc.get("errors", {}):
         yield "requests: neither a status nor a code of `errors` means that a product is unknown"
+
+
+def _archive_that_cannot_be(doc: dict[str, Any]) -> Iterator[str]:
+    """A path that is another stream's or another day's file too would be taken as this one's history."""
+    archive = doc.get("archive")
+    if archive is None:
+        return
+    parts = {"daily": ("symbol", "yyyy", "mm", "dd"), "monthly": ("symbol", "yyyy", "mm")}
+    for name, needed in parts.items():
+        path = archive.get(name)
+        if path is None:
+            continue
+        if lacking := [part for part in needed if "{" + part + "}" not in path]:
+            yield f"archive/{name}: lacks {{{lacking[0]}}}, so that different files would have one path"
+        if "dd" not in needed and "{dd}" in path:
+            yield f"archive/{name}: a month's file has no day"
+        if ".." in path.split("/"):
+            yield f"archive/{name}: leads out of its folder"
+    listed = list(archive["columns"].values()) if isinstance(archive["columns"], dict) else archive["columns"]
+    for column in sorted({str(c) for c in listed if listed.count(c) > 1}):
+        yield f"archive/columns: {column!r} stands twice"
+    for name, field in doc["fields"].items():
+        # A file is of one product: its name says which.
+        if name != "product" and isinstance(field["from"], str) and field["from"] not in listed:
+            yield f"archive/columns: no column becomes {field['from']!r}, which fields/{name} is read from"
 
 
 def _codes_with_two_meanings(errors: dict[str, Any]) -> Iterator[str]:
