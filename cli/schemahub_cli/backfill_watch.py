@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from schemahub import coverage
 from schemahub.errors import NothingIngested
 from schemahub.mappings import load_mapping
+from schemahub.raw import edition_of, parse_raw_key
 from schemahub.streams import PREFIX, Interval, Stream, gaps, merge
 from schemahub_cli import executions
 from schemahub_cli.target import Target
@@ -125,9 +126,25 @@ class BackfillWatch(Watch):
         covered = merge(s.interval for s in there)
         progress.chunks, progress.chunks_done = [], len(mine)
         progress.trades_done = sum(s.count for s in mine)
+        if progress.planned.get("route") == "lambda":
+            # Functions commit at the end of their round; what they have fetched is durable before.
+            fetched = list(self._durable(stream, progress.within, covered))
+            progress.trades_done += sum(count for _, _, count in fetched)
+            progress.chunks_done += len(fetched)
+            covered = merge([*covered, *((first, last) for first, last, _ in fetched)])
         if load_mapping(stream.exchange).counted:
             progress.left = sum(part.size for part in gaps(covered, progress.within))
         self._count_tasks(progress, home, covered)
+
+    def _durable(self, stream: Stream, within: Interval, covered: list[Interval]) -> Iterator[tuple[int, int, int]]:
+        """First and last position and rows of raw objects in the range that no segment holds yet."""
+        for key in self.objects.list(stream.raw_prefix, f"{stream.raw_prefix}{within.first:020d}"):
+            if (named := parse_raw_key(key)) is None or edition_of(key):
+                continue
+            if named[0] > within.last:
+                return
+            if any(gaps(covered, named[:2])):
+                yield named
 
     def _count_tasks(self, progress: StreamBackfill, home: str, covered: list[Interval]) -> None:
         newest = max((key for key in self.objects.list(home) if key.endswith("/tasks.jsonl")), default="")

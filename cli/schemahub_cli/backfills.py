@@ -125,7 +125,7 @@ def _cells(p: Foreseen) -> list[str]:
     guess = p.estimate
     if guess is None:
         return [*span, "[green]nothing missing[/]", *[""] * 6]
-    way = "Lambda" if guess.route == "lambda" else f"ECS, {guess.tasks} at a time"
+    way = "Lambda" if guess.route == "lambda" else f"ECS × {guess.tasks}"
     return [
         *span,
         f"{len(p.files):,} files" if p.files else f"{guess.chunks:,}",

@@ -8,6 +8,7 @@ lists. What real archives got wrong (binance-public-data's issues) is planted by
 from __future__ import annotations
 
 import calendar
+import gc
 import hashlib
 import io
 import itertools
@@ -118,7 +119,12 @@ class Archives:
                 return None
             if len(self._made) > 8:
                 self._made.clear()
-            self._made[key] = _packed(path.rsplit("/", 1)[-1], itertools.chain([head], blocks), plants)
+            # The collector would look at the rows of a block again and again: half of the time of a month.
+            gc.disable()
+            try:
+                self._made[key] = _packed(path.rsplit("/", 1)[-1], itertools.chain([head], blocks), plants)
+            finally:
+                gc.enable()
         return self._made[key]
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from schemahub import backfill_notes, coverage, events
 from schemahub.archives import FileState, archive_of, states
 from schemahub.errors import CorruptState, NothingIngested
 from schemahub.mappings import load_mapping
+from schemahub.raw import parse_raw_key
 from schemahub.runtime import Deps
-from schemahub.streams import Interval, Stream
+from schemahub.streams import Interval, Segment, Stream
 
 SHOWN = 20
 """Missing ranges that a report lists; it counts all."""
@@ -36,12 +38,12 @@ def report(deps: Deps, run: events.Run, homes: Mapping[Stream, str]) -> dict[str
         "seconds": (now - run.opened_at) / 1000 if run.opened_at else None,
         "planned": {name: sum(p.get(name, 0) for p in planned) for name in SUMS},
         "actual": {
-            name: sum(s["actual"][name] for s in streams)
+            name: sum(s["actual"][name] or 0 for s in streams)
             for name in ("chunks", "trades", "absent", "missing_positions", *backfill_notes.COUNTERS)
         },
         "files": len(files),
         "pathologies": dict(_summed(files)),
-        "notes": "requests, bytes and seconds are counted by the tasks: after a crash they are lower bounds, and what "
+        "notes": "requests and seconds are counted by the tasks: after a crash they are lower bounds, and what "
         "functions fetched is not among them",
         "streams": streams,
     }
@@ -56,12 +58,17 @@ def _of_stream(deps: Deps, run: events.Run, stream: Stream, home: str) -> dict[s
     except NothingIngested:
         left, there = [], []
     mine = [s for s in there if s.run_id == run.id]
+    planned = _read(deps, f"{home}planned.json")
+    counted: dict[str, float | None] = {**backfill_notes.counted(deps, stream, run.id)}
+    if mine and not any(counted.values()):
+        # Functions count nothing: they have no right to write beside the raw objects.
+        counted = dict.fromkeys(counted)
     last = deps.ledger.last_run(stream, "backfill") or {}
     return {
         "stream": stream.to_json(),
         "outcome": last.get("outcome", "failed") if last.get("run") == run.arn else "failed",
         "within": list(within) if within else None,
-        "planned": _read(deps, f"{home}planned.json"),
+        "planned": planned,
         "actual": {
             "chunks": len(mine),
             "trades": sum(s.count for s in mine),
@@ -69,10 +76,26 @@ def _of_stream(deps: Deps, run: events.Run, stream: Stream, home: str) -> dict[s
             "missing": [list(part) for part in left[:SHOWN]],
             "missing_ranges": len(left),
             "missing_positions": sum(part.size for part in left),
-            **backfill_notes.counted(deps, stream, run.id),
+            **counted,
+            "bytes": _bytes_of(deps, stream, mine),
         },
         "files": [_of_file(state) for state in _looked_at(deps, run, stream)],
     }
+
+
+def _bytes_of(deps: Deps, stream: Stream, segments: Sequence[Segment]) -> int:
+    """What the segments' raw objects take in S3."""
+    if not segments:
+        return 0
+    keys, last = {s.raw_key for s in segments}, max(s.last for s in segments)
+    begin = f"{stream.raw_prefix}{min(s.first for s in segments):020d}"
+    listed = itertools.takewhile(lambda one: not _is_behind(one[0], last), deps.objects.sizes(stream.raw_prefix, begin))
+    return sum(size for key, size in listed if key in keys)
+
+
+def _is_behind(key: str, last: int) -> bool:
+    named = parse_raw_key(key)
+    return named is not None and named[0] > last
 
 
 def _looked_at(deps: Deps, run: events.Run, stream: Stream) -> Iterator[FileState]:
