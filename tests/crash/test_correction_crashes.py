@@ -6,6 +6,7 @@ import datetime as dt
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -36,12 +37,16 @@ def killed_at(world: Maintained, reaper: Reaper, mode: str, at: int, day: dt.dat
     """Which write a run of ``maintain`` was killed at; None if it came to its end. The next run must end well."""
     taken_wrong(world, day, first=100)
     reaper.arm(at, mode)
+    return killed(world, reaper, day)
+
+
+def killed(world: Maintained, reaper: Reaper, day: dt.date) -> str | None:
     struck = None
     try:
         world.through()
     except Killed:
         struck = reaper.seen[-1]
-    reaper.arm(0, mode)
+    reaper.arm(0, "before")
     world.archive.pipeline.clock.ahead_s += LEASES_ARE_OVER_S
     assert world.through().status == SUCCEEDED
     assert right(world, day)
@@ -69,16 +74,27 @@ def test_killed_at_every_write_the_next_run_ends_with_the_right_rows(world: Main
         assert set(struck) >= WRITES
 
 
+class Aimed(Reaper):
+    """Kills at the first write of a kind, or so many writes behind it: how many come before it differs by run."""
+
+    def aim(self, behind: int, mode: str) -> None:
+        self.arm(0, mode)
+        self.behind: int | None = behind
+
+    def _before(self, model: Any, **_: Any) -> None:
+        if getattr(self, "behind", None) is not None and model.name == "TransactWriteItems":
+            self.at, self.behind = len(self.seen) + 1 + (self.behind or 0), None
+        super()._before(model)
+
+
 @pytest.mark.parametrize("mode", ["before", "after"])
 def test_killed_at_the_exchange_of_segments_the_next_run_ends_with_the_right_rows(world: Maintained, mode: str) -> None:
-    """The writes around the one transaction: the list before it, it, the list after it, the file's state."""
-    reaper = Reaper(world.archive.pipeline)
-    taken_wrong(world, OLD, first=100)
-    world.through()
-    reaper.arm(0, mode)
-    taken_wrong(world, OLD + dt.timedelta(days=2), first=100)
-    reaper.arm(0, mode)
-    world.through()
-    transaction = reaper.seen.index("TransactWriteItems") + 1
-    for number, at in enumerate(range(transaction - 1, transaction + 3)):
-        assert killed_at(world, reaper, mode, at, OLD + dt.timedelta(days=2 * number + 4))
+    """The one transaction, and the two writes behind it: the list of what it changed, the file's state."""
+    reaper = Aimed(world.archive.pipeline)
+    struck = []
+    for behind in range(3):
+        day = OLD + dt.timedelta(days=2 * behind)
+        taken_wrong(world, day, first=100)
+        reaper.aim(behind, mode)
+        struck.append(killed(world, reaper, day))
+    assert struck == ["TransactWriteItems", "PutObject", "PutObject"]
