@@ -210,7 +210,11 @@ def parse_state(body: bytes, key: str, mapping: Mapping) -> FileState:
 
 
 def write_state(objects: ObjectStore, state: FileState, before: FileState | None) -> FileState:
-    """Put down what became of a file. A look that took nothing never hides the issue that was taken."""
+    """Put down what became of a file; ``before`` is what an earlier attempt left.
+
+    A look that took nothing never hides the issue that was taken, and a later attempt at the same issue, which reads
+    only what the earlier one left, never what that one found.
+    """
     if before is not None and before.taken:
         if state.taken is None:
             report = {**before.report, "last_look": {**state.issue(), "report": state.report}}
@@ -218,9 +222,17 @@ def write_state(objects: ObjectStore, state: FileState, before: FileState | None
         elif state.taken != before.taken:
             state = replace(state, earlier=(*before.earlier, before.issue()))
         else:
-            state = replace(state, earlier=before.earlier)
+            state = replace(state, earlier=before.earlier, report=_joined(before.report, state.report))
     objects.put(state.file.state_key, json.dumps(state.to_json(), indent=1).encode())
     return state
+
+
+def _joined(before: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """The report of an issue that was taken in several attempts: the newest, with the earlier ones as its ``parts``."""
+    if not report["rows"]:
+        return {**before, "status": report["status"]}
+    earlier = {name: value for name, value in before.items() if name != "parts"}
+    return {**report, "parts": [*before.get("parts", []), earlier]}
 
 
 def states(objects: ObjectStore, stream: Stream, mapping: Mapping) -> Iterator[FileState]:
