@@ -182,7 +182,7 @@ def _judge(
     watch: Watch,
 ) -> tuple[Verdict, list[Aside]]:
     """The verdict without a certificate, and what is in quarantine instead of the table."""
-    stream, name = line.stream, f"{line.stream.exchange} {line.stream.product}"
+    stream, name = line.stream, line.stream.label
     found = judge_line(line) + _judge_mirror(deps, line) + judge_published(line, lake.published, later)
     tick = watch(f"raw objects of {name}", len(line.all))
     described = evidence.describe_all(deps.objects, line.all, lambda n: None if deep else tick(n))
@@ -341,7 +341,7 @@ def recheck(lake: Lake, chain: Sequence[Certificate], *, deep: bool = False, wat
     line, stream = proved.line, proved.stream
     found = certificate.judge_chain(chain) + certificate.judge(proved)
     there = in_table(line, proved.published)
-    tick = watch(f"raw objects of {stream.exchange} {stream.product}", len(line.all))
+    tick = watch(f"raw objects of {stream.label}", len(line.all))
     content = Content()
     if deep:
         mapping = load_mapping(stream.exchange)

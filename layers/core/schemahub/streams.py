@@ -63,6 +63,11 @@ class Stream:
     def __str__(self) -> str:
         return f"{self.exchange}#{self.product}#{self.dataset}"
 
+    @property
+    def label(self) -> str:
+        """As a person reads it: ``coinbase BTC-USD``."""
+        return f"{self.exchange} {self.product}"
+
     @classmethod
     def parse(cls, text: str) -> Stream:
         """The inverse of ``str``; also takes ``exchange:PRODUCT``."""
