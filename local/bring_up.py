@@ -63,7 +63,7 @@ def _repair(where: Target) -> list[str]:
     for stream in rebuild.mirrored_streams(where.deps):
         put_back = rebuild.rebuild(where.deps, stream)
         if put_back and put_back.segments:
-            lines.append(f"{stream.exchange} {stream.product}: {put_back.segments} segments up to {put_back.high}")
+            lines.append(f"{stream.label}: {put_back.segments} segments up to {put_back.high}")
     return lines
 
 

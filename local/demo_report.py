@@ -121,7 +121,7 @@ def _products(report: Report) -> Table:
     table.columns[0].footer = f"{len(report.proofs)} products"
     for p in report.proofs:
         table.add_row(
-            f"{p.stream.exchange} {p.stream.product}",
+            p.stream.label,
             place(p.stream, p.first),
             place(p.stream, p.last),
             f"{p.trades:,}",
@@ -130,7 +130,7 @@ def _products(report: Report) -> Table:
             _zero(p.duplicates),
         )
     for stream in report.missing_streams:
-        table.add_row(f"{stream.exchange} {stream.product}", "[red]never[/]", *[""] * 5)
+        table.add_row(stream.label, "[red]never[/]", *[""] * 5)
     return table
 
 

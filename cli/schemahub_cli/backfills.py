@@ -114,7 +114,7 @@ def plan_table(plans: list[Foreseen]) -> Table:
     ):  # fmt: skip
         shown.add_column(name, footer, justify="right", no_wrap=True)
     for p in plans:
-        shown.add_row(f"{p.stream.exchange} {p.stream.product}", *_cells(p))
+        shown.add_row(p.stream.label, *_cells(p))
     return shown
 
 
@@ -176,7 +176,7 @@ def report_table(report: dict[str, Any]) -> Table:
         cells = [_against(name, planned.get(name), actual.get(came)) for name, came in ACTUAL]
         colour = COLOURS.get(one["outcome"], "green")
         stream = Stream.from_json(one["stream"])
-        table.add_row(f"{stream.exchange} {stream.product}", f"[{colour}]{one['outcome']}[/]", *cells, missing)
+        table.add_row(stream.label, f"[{colour}]{one['outcome']}[/]", *cells, missing)
     return table
 
 

@@ -132,7 +132,7 @@ def table(plan: Forecast) -> Table:
         if s.error:
             span = ("[red]error[/]", f"[red]{s.error.split(':')[0]}[/]")
         shown.add_row(
-            f"{s.stream.exchange} {s.stream.product}",
+            s.stream.label,
             *span,
             f"{s.estimate.chunks:,}",
             f"{s.estimate.requests:,}",

@@ -100,7 +100,7 @@ def _row(s: StreamProgress) -> list[RenderableType]:
     count = f"{s.trades_done:,}/{s.trades:,}" if s.trades else ""
     return [
         Text.from_markup(MARKS[s.phase]),
-        f"{s.stream.exchange} {s.stream.product}",
+        s.stream.label,
         bar,
         Text(count, justify="right"),
         Text(f"{s.phase} {s.note}".rstrip(), style="dim"),

@@ -45,7 +45,7 @@ def table(plans: Sequence[StreamPlan]) -> Table:
     for p in plans:
         span = (place(p.stream, position) for position in (p.first, p.segments[-1].last))
         numbers = (f"{value:,}" for value in (len(p.segments), p.rows, p.files))
-        shown.add_row(f"{p.stream.exchange} {p.stream.product}", *span, *numbers)
+        shown.add_row(p.stream.label, *span, *numbers)
     return shown
 
 

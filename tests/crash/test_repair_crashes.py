@@ -29,7 +29,7 @@ class Reaper:
     """Kills at the n-th write, of whatever client; whoever is dead writes nothing more, also not in ``finally``."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self.at, self.mode, self.dead = 0, "before", False
+        self.at, self.mode, self.only, self.dead = 0, "before", "", False
         self.seen: list[str] = []
         deps = pipeline.world.deps
         tables = (deps.ledger.table, deps.throttle_table, deps.locks._table)
@@ -39,19 +39,22 @@ class Reaper:
                 client.meta.events.register(f"before-call.*.{write}", self._before)
                 client.meta.events.register(f"after-call.*.{write}", self._after)
 
-    def arm(self, at: int, mode: str) -> None:
-        self.at, self.mode, self.dead, self.seen = at, mode, False, []
+    def arm(self, at: int, mode: str, only: str = "") -> None:
+        """``only``: count the writes of this name. Renewals and slots depend on time, and would shift the others."""
+        self.at, self.mode, self.only, self.dead, self.seen = at, mode, only, False, []
 
     def _before(self, model: Any, **_: Any) -> None:
         if self.dead:
             raise Killed(model.name)
+        if self.only not in ("", model.name):
+            return
         self.seen.append(model.name)
         if (self.mode, self.at) == ("before", len(self.seen)):
             self.dead = True
             raise Killed(model.name)
 
     def _after(self, model: Any, **_: Any) -> None:
-        if (self.mode, self.at) == ("after", len(self.seen)):
+        if self.only in ("", model.name) and (self.mode, self.at) == ("after", len(self.seen)):
             self.dead = True
             raise Killed(model.name)
 

@@ -39,7 +39,7 @@ SPOT = Stream("coinbase", "BTC-USD")
 VICTIM, THIRD = Stream("binance", "ETH-USDT"), Stream("binance", "BTC-USDT")
 ARCHIVED = Stream("binance", "SOL-USDT")
 MONTH, NO_CHECKSUM, CORRUPT = date(2026, 10, 1), date(2026, 11, 1), date(2026, 11, 2)
-REISSUED, LATE = date(2026, 11, 3), date(2026, 11, 4)
+REISSUED, MISMATCH, LATE = date(2026, 11, 3), date(2026, 11, 4), date(2026, 11, 5)
 FILES = "/archive/data/spot/{kind}/aggTrades/SOLUSDT/SOLUSDT-aggTrades-{name}.zip"
 
 
@@ -94,7 +94,7 @@ def test_a_month_of_an_archive_with_all_that_archives_have_got_wrong(
     month = ids_between(datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC))
     assert month.size >= 20_000_000
     first_of_november = ids_between(datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 11, 2, tzinfo=UTC))
-    until_ = datetime(2026, 11, 4, 3, tzinfo=UTC)
+    until_ = datetime(2026, 11, 5, 3, tzinfo=UTC)
     whole = Interval(month.first, ids_between(datetime(2026, 11, 1, tzinfo=UTC), until_).last)
     third_of_november = ids_between(datetime(2026, 11, 3, tzinfo=UTC), datetime(2026, 11, 4, tzinfo=UTC))
     wrong = Interval(third_of_november.first + 300_100, third_of_november.first + 300_139)
@@ -201,7 +201,7 @@ def plant(simulator: Simulator, month: Interval, day: Interval, wrong: Interval)
         {"kind": "truncate", "share": 0.9995},
         {"kind": "interleave", "ways": 7},
         {"kind": "garbage", "rows": 3},
-        {"kind": "wrong_checksum", "times": 3},  # the first of them is the one that makes the file
+        {"kind": "wrong_checksum", "times": 2},  # the first of them is the one that makes the file
         {"kind": "break_off", "times": 1},
     ]
     planted = [{**p, "begin": MONTH.isoformat()} for p in planted] + [
@@ -209,6 +209,7 @@ def plant(simulator: Simulator, month: Interval, day: Interval, wrong: Interval)
         {"kind": "other_quantity", "begin": NO_CHECKSUM.isoformat(), "ids": [day.last - 40, day.last]},
         {"kind": "corrupt", "begin": CORRUPT.isoformat()},
         {"kind": "other_quantity", "begin": REISSUED.isoformat(), "ids": list(wrong)},
+        {"kind": "wrong_checksum", "begin": MISMATCH.isoformat()},
         {"kind": "no_file", "begin": LATE.isoformat()},
     ]
     simulator.control("POST", "/_sim/archives", [{"exchange": "binance", "product": "SOL-USDT", **p} for p in planted])

@@ -17,7 +17,7 @@ import pytest
 from local.exchange_sim.server import running
 from schemahub import backfill, coverage, errors, events
 from schemahub.backfill_plan import TaskSpec
-from schemahub.backfill_report import report
+from schemahub.backfill_report import _summed, report
 from schemahub.backfill_task import run_task
 from schemahub.streams import covers
 from schemahub_cli.backfills import files_lines
@@ -100,6 +100,17 @@ def test_the_report_names_each_file_and_sums_what_was_wrong(world: ArchiveWorld)
     assert lines[0] == f"files of the archive: 1 absent, 1 ingested; {ids.size:,} rows"
     assert lines[1] == "wrong with them: ArchiveAbsent 1, checksum_mismatch 1, rows_disordered 2, rows_repeated 40"
     assert files_lines({"streams": [{"files": []}]}) == []
+
+
+def test_what_two_attempts_found_wrong_with_a_file_is_summed_where_it_adds_up() -> None:
+    def part(*counts: tuple[str, int], **more: Any) -> dict[str, Any]:
+        return {"pathologies": [{"kind": kind, "count": count} for kind, count in counts], **more}
+
+    first = part(("ids_missing", 3), ("rows_repeated", 5))
+    file = part(("ids_missing", 4), ("rows_repeated", 2), ("truncated", 1), parts=[first])
+    assert _summed([file, part(("truncated", 1), error="ArchiveAbsent")]) == {
+        "ids_missing": 7, "rows_repeated": 5, "truncated": 2, "ArchiveAbsent": 1,
+    }  # fmt: skip
 
 
 def test_a_stopped_task_says_so(world: ArchiveWorld) -> None:

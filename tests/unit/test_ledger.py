@@ -133,8 +133,23 @@ def test_a_lagging_index_brings_nothing_back(stores: Stores, monkeypatch: pytest
         "Items"
     ]
     stores.ledger.mark_published(tiles(101, 110), "snapshot-1")
-    monkeypatch.setattr(stores.ledger, "_query", lambda **_: iter([*stale, {**stale[0], "item": "segment#gone"}]))
+    query = stores.ledger._query
+    late = [*stale, {**stale[0], "item": "segment#gone"}]
+    monkeypatch.setattr(stores.ledger, "_query", lambda **asked: iter(late) if "IndexName" in asked else query(**asked))
     assert [s.first for s in stores.ledger.pending()] == [111, 121]
+
+
+def test_a_backfill_s_pending_segments_are_read_by_the_page(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request for each of 90,000 would take longer than a function may run."""
+    stores.ledger.put_back([*tiles(1001, 1500), *tiles(1601, 1700), segment(1801, 1810)], [])
+    stores.ledger.mark_published([segment(1201, 1210)], "snapshot-1")
+    asked: list[str] = []
+    for name in ("query", "get_item"):
+        ask = getattr(stores.ledger.table, name)
+        monkeypatch.setattr(stores.ledger.table, name, lambda ask=ask, name=name, **a: asked.append(name) or ask(**a))
+    pending = [s.first for s in stores.ledger.pending()]
+    assert pending == [101, 111, 121, *(n for n in range(1001, 1500, 10) if n != 1201), *range(1601, 1700, 10), 1801]
+    assert len(asked) == 1 + 5, "the index, and each stretch without a hole"
 
 
 def test_restoring_keeps_the_segments_that_are_there_and_never_shrinks_the_watermark(stores: Stores) -> None:

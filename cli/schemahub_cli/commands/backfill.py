@@ -250,9 +250,7 @@ def _plan(say: Say, where: Target, asked: dict[str, Any]) -> None:
     chosen = events.IngestInput(products=request.products, exchanges=request.exchanges)
     streams = ingest.select_streams(where.deps, chosen)
     with say.console.status("planning") as shown:
-        plans = backfills.foresee(
-            where.deps, streams, request, lambda s: shown.update(f"planning {s.exchange} {s.product}")
-        )
+        plans = backfills.foresee(where.deps, streams, request, lambda s: shown.update(f"planning {s.label}"))
     say.result(
         {
             "stack": where.stack,

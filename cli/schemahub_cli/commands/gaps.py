@@ -162,7 +162,7 @@ def _report(found: list[StreamGaps], repair: bool, dry_run: bool, everything: bo
     if any(one.shown for one in found):
         yield _table(found, now_ms)
     for one in found:
-        name = f"{one.stream.exchange} {one.stream.product}"
+        name = one.stream.label
         if (more := len(one.shown) - SHOWN) > 0:
             yield f"[dim]{name}: {more:,} smaller ranges more; --json lists all[/]"
         if one.asked:
@@ -189,7 +189,7 @@ def _table(found: list[StreamGaps], now_ms: int) -> Table:
     for one in found:
         for gap in sorted(sorted(one.shown, key=lambda g: -g.ids)[:SHOWN], key=lambda g: g.first):
             table.add_row(
-                f"{one.stream.exchange} {one.stream.product}",
+                one.stream.label,
                 f"[{'green' if gap.proved else 'yellow'}]{gap.state}[/]",
                 place(one.stream, gap.first),
                 place(one.stream, gap.last),

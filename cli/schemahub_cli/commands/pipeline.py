@@ -207,7 +207,7 @@ def _plan(say: Say, where: Target, products: list[str] | None, exchanges: list[s
 
     streams = ingest.select_streams(where.deps, events.IngestInput(products=products, exchanges=exchanges))
     with say.console.status("planning") as status:
-        plan = forecast.forecast(where.deps, streams, lambda s: status.update(f"planning {s.exchange} {s.product}"))
+        plan = forecast.forecast(where.deps, streams, lambda s: status.update(f"planning {s.label}"))
     say.result(
         {"stack": where.stack, "dry_run": True, **plan.to_json()}, forecast.table(plan), forecast.cost_line(plan.work)
     )

@@ -177,5 +177,5 @@ def _table(fates: list[Fate], dry_run: bool) -> Table:
 
 def _name(failure: Failure) -> str:
     if failure.stream:
-        return f"{failure.machine} {failure.stream.exchange} {failure.stream.product}"
+        return f"{failure.machine} {failure.stream.label}"
     return f"{failure.machine} {'publishing' if failure.kind == PUBLISH else failure.kind}"

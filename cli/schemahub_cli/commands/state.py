@@ -124,7 +124,7 @@ def _buckets(deps: Deps, exchanges: set[str], dry_run: bool) -> list[str]:
 
 
 def _row(outcome: Outcome) -> list[str]:
-    name = f"{outcome.stream.exchange} {outcome.stream.product}"
+    name = outcome.stream.label
     done = outcome.rebuilt
     if done is None:
         return [name, "[red]not rebuilt[/]", *[""] * 5]

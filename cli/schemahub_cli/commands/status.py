@@ -59,12 +59,12 @@ def _streams(streams: list[state.StreamState], now_ms: int) -> Table:
     table.add_column("lock")
     for s in streams:
         if s.error:
-            table.add_row(f"{s.stream.exchange} {s.stream.product}", f"[red]{s.error}[/]", *[""] * 5)
+            table.add_row(s.stream.label, f"[red]{s.error}[/]", *[""] * 5)
             continue
         ago = clock((now_ms - s.updated_at) / 1000) if s.updated_at else "never"
         behind = "" if s.lag is None else ("[green]0[/]" if s.lag == 0 else extent(s.stream, s.lag))
         table.add_row(
-            f"{s.stream.exchange} {s.stream.product}",
+            s.stream.label,
             _low(s),
             "—" if s.high is None else place(s.stream, s.high),
             ago,

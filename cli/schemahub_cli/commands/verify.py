@@ -210,7 +210,7 @@ def _table(verdicts: Sequence[Verdict]) -> Table:
         unproved = f" [yellow]({extent(v.stream, v.unproved)} open)[/]" if v.unproved else ""
         absent = ("0" if v.absent == 0 else extent(v.stream, v.absent)) + unproved
         table.add_row(
-            f"{v.stream.exchange} {v.stream.product}",
+            v.stream.label,
             _span(str(v.stream), v.range) if v.range else "—",
             f"{v.trades:,}", f"{v.rows:,}", absent, f"{v.quarantined:,}",
             f"[yellow]{v.pending:,}[/]" if v.pending else "0",

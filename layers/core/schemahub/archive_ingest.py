@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -164,10 +164,10 @@ def ingest_file(
         if stop.is_set():
             raise Stopped
 
-    spilled = work_dir / f"{file.name}.rows"
+    spilled, before = work_dir / f"{file.name}.rows", read_state(deps.objects, file, load_mapping(stream.exchange))
     try:
         with_issue(deps, file, work_dir, going, files, report)
-        ingest = _Ingest(deps, stream, file, commit, going, report, empty_chunks)
+        ingest = _Ingest(deps, stream, file, commit, going, report, empty_chunks, before)
         ingest.take(missing(deps.ledger, stream, within), spilled)
         discard(work_dir / file.name)
     except Stopped:
@@ -177,7 +177,7 @@ def ingest_file(
     finally:
         shutil.rmtree(spilled, ignore_errors=True)
     report.seconds = (deps.clock.now_ms() - begun) / 1000
-    note(deps, report)
+    write_state(deps.objects, state_of(deps, report), before)
     return report
 
 
@@ -233,10 +233,15 @@ def refuse(report: ArchiveReport, error: ArchiveError | ExchangeError) -> None:
 
 def note(deps: Deps, report: ArchiveReport) -> FileState:
     """Put down in S3 what became of the file."""
+    before = read_state(deps.objects, report.file, load_mapping(report.file.stream.exchange))
+    return write_state(deps.objects, state_of(deps, report), before)
+
+
+def state_of(deps: Deps, report: ArchiveReport) -> FileState:
+    """What the report says of its file, as it is put down."""
     file, issue = report.file, report.issue
-    mapping = load_mapping(file.stream.exchange)
     mismatch = report.error == "ChecksumMismatch"
-    state = FileState(
+    return FileState(
         file,
         report.status,
         "mismatch" if mismatch else issue.checksum if issue else "unknown",
@@ -245,7 +250,6 @@ def note(deps: Deps, report: ArchiveReport) -> FileState:
         deps.clock.now_ms(),
         report.to_json(),
     )
-    return write_state(deps.objects, state, read_state(deps.objects, file, mapping))
 
 
 def spill_file(
@@ -276,6 +280,9 @@ class _Ingest:
     going: Callable[[], None]
     report: ArchiveReport
     empty_chunks: int
+    before: FileState | None
+    noted: list[dict[str, Any]] | None = None
+    """What was wrong with the file when that was put down last."""
 
     def take(self, wanted: Sequence[Interval], spilled: Path) -> None:
         if not wanted or self.report.issue is None:
@@ -331,6 +338,11 @@ class _Ingest:
                 yield reconcile(chunk, lines, period, rest, found, suspect=chunk in suspect)
 
     def _hand_on(self, fetched: list[Fetched]) -> None:
+        # First: once a row is committed, it must be known which issue it is of, whoever dies when.
+        if self.noted != (found := self.report.pathologies()):
+            begun = state_of(self.deps, replace(self.report, status="stopped"))
+            write_state(self.deps.objects, begun, self.before)
+            self.noted = found
         self.commit(fetched)
         self.report.committed_chunks += len(fetched)
         self.report.committed_rows += sum(len(f.texts) for f in fetched)

@@ -211,7 +211,11 @@ def parse_state(body: bytes, key: str, mapping: Mapping) -> FileState:
 
 
 def write_state(objects: ObjectStore, state: FileState, before: FileState | None) -> FileState:
-    """Put down what became of a file. A look that took nothing never hides the issue that was taken."""
+    """Put down what became of a file; ``before`` is what an earlier attempt left.
+
+    A look that took nothing never hides the issue that was taken, and a later attempt at the same issue, which reads
+    only what the earlier one left, never what that one found.
+    """
     if before is not None and before.taken:
         if state.taken is None:
             report = {**before.report, "last_look": {**state.issue(), "report": state.report}}
@@ -219,7 +223,7 @@ def write_state(objects: ObjectStore, state: FileState, before: FileState | None
         elif state.taken != before.taken:
             state = replace(state, earlier=(*before.earlier, before.issue()))
         else:
-            state = replace(state, earlier=before.earlier)
+            state = replace(state, earlier=before.earlier, report=_joined(before.report, state.report))
     elif before is not None:
         # What was tried in vain is part of the file's story: late, not what its checksum says, then right.
         tried = {name: before.report.get(name, "") for name in ("status", "error", "reason")}
@@ -227,6 +231,15 @@ def write_state(objects: ObjectStore, state: FileState, before: FileState | None
         state = replace(state, report={**state.report, "attempts": attempts[-MAX_ATTEMPTS:]})
     objects.put(state.file.state_key, json.dumps(state.to_json(), indent=1).encode())
     return state
+
+
+def _joined(before: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """The report of an issue that was taken in several attempts: the newest, with the earlier ones as its ``parts``."""
+    if not report["rows"]:
+        return {**before, "status": report["status"]}
+    story = {name: before[name] for name in ("attempts",) if name in before}
+    earlier = {name: value for name, value in before.items() if name not in ("attempts", "parts")}
+    return {**report, **story, "parts": [*before.get("parts", []), earlier]}
 
 
 def state_keys(objects: ObjectStore, stream: Stream) -> Iterator[str]:

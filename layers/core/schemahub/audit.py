@@ -12,7 +12,7 @@ import duckdb
 
 from schemahub import certificate, evidence, ingest, ranges
 from schemahub.certificate import Certificate, Document, SignOff, Snapshot
-from schemahub.errors import CorruptState, RawMissing
+from schemahub.errors import CorruptState
 from schemahub.evidence import Content, Rows, place_of
 from schemahub.lake import Lake
 from schemahub.mappings import load_mapping
@@ -20,7 +20,6 @@ from schemahub.objects import ObjectStore
 from schemahub.rebuild import mirrored_streams
 from schemahub.runtime import Deps
 from schemahub.streams import MAX_POSITION, Interval, Segment, Stream, common, gaps, merge, minus, runs
-from schemahub.transform import verify_raw
 from schemahub.verify import (
     NOTHING,
     SHIFT,
@@ -182,7 +181,7 @@ def _judge(
     watch: Watch,
 ) -> tuple[Verdict, list[Aside]]:
     """The verdict without a certificate, and what is in quarantine instead of the table."""
-    stream, name = line.stream, f"{line.stream.exchange} {line.stream.product}"
+    stream, name = line.stream, line.stream.label
     found = judge_line(line) + _judge_mirror(deps, line) + judge_published(line, lake.published, later)
     tick = watch(f"raw objects of {name}", len(line.all))
     described = evidence.describe_all(deps.objects, line.all, lambda n: None if deep else tick(n))
@@ -341,7 +340,7 @@ def recheck(lake: Lake, chain: Sequence[Certificate], *, deep: bool = False, wat
     line, stream = proved.line, proved.stream
     found = certificate.judge_chain(chain) + certificate.judge(proved)
     there = in_table(line, proved.published)
-    tick = watch(f"raw objects of {stream.exchange} {stream.product}", len(line.all))
+    tick = watch(f"raw objects of {stream.label}", len(line.all))
     content = Content()
     if deep:
         mapping = load_mapping(stream.exchange)
@@ -384,12 +383,6 @@ def _prove_raw(objects: ObjectStore, segments: Sequence[Segment], tick: Callable
     with TemporaryDirectory(prefix="schemahub-verify-") as folder:
         path = Path(folder) / "raw"
         for segment in segments:
-            try:
-                if not objects.get_to_file(segment.raw_key, path):
-                    message = f"{segment.raw_key} is gone"
-                    yield Finding("raw_missing", str(segment.stream), message, segment.interval)
-                else:
-                    verify_raw(segment, path)
-            except RawMissing as error:
-                yield Finding("raw_corrupt", str(segment.stream), error.reason, segment.interval)
+            if wrong := evidence.prove(objects, segment, path):
+                yield wrong
             tick(1)

@@ -111,11 +111,14 @@ def _looked_at(deps: Deps, run: events.Run, stream: Stream) -> Iterator[FileStat
 def _of_file(state: FileState) -> dict[str, Any]:
     """What became of a file, without its examples: those are in its own state."""
     names = ("status", "error", "reason", "rows", "pathologies", "ids_filled_from_api", "ids_absent", "committed_rows",
-             "requests", "attempts")  # fmt: skip
+             "requests", "attempts", "parts")  # fmt: skip
+    said = {name: state.report[name] for name in names if name in state.report}
+    if "parts" in said:
+        said["parts"] = [{name: part[name] for name in names if name in part} for part in said["parts"]]
     return {
         "name": state.file.name,
         "checksum": state.checksum,
-        **{name: state.report[name] for name in names if name in state.report},
+        **said,
         "state_key": state.file.state_key,
     }
 
@@ -124,11 +127,20 @@ def _summed(files: Iterable[Mapping[str, Any]]) -> Counter[str]:
     """How often each pathology was met, over files and attempts; what refused a file whole goes by its error's name."""
     total: Counter[str] = Counter()
     for file in files:
-        for found in file.get("pathologies", ()):
-            total[found["kind"]] += found["count"]
+        total.update(_pathologies(file))
         tried = [a["error"] for a in file.get("attempts", ())]
         total.update("checksum_mismatch" if error == "ChecksumMismatch" else error for error in tried if error)
         total.update(error for error in [file.get("error")] if error not in ("", None, "ChecksumMismatch"))
+    return total
+
+
+def _pathologies(file: Mapping[str, Any]) -> Counter[str]:
+    """Of all attempts at a file: each decides about ids that the one before left, and reads all rows again."""
+    total: Counter[str] = Counter()
+    for part in (*file.get("parts", ()), file):
+        for found in part.get("pathologies", ()):
+            kind, count = found["kind"], found["count"]
+            total[kind] = total[kind] + count if kind.startswith("ids_") else max(total[kind], count)
     return total
 
 

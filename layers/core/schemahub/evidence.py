@@ -256,7 +256,13 @@ def read_raw(
     content = Content()
     for group in _groups(segments):
         with TemporaryDirectory(prefix="schemahub-verify-") as folder:
-            whole = [(s, path) for s in group if (path := _fetch(objects, s, Path(folder), content)) is not None]
+            whole = []
+            for segment in group:
+                path = Path(folder) / f"{segment.stream.dataset}_{segment.raw_key.rsplit('/', 1)[-1]}"
+                if wrong := prove(objects, segment, path):
+                    content.findings.append(wrong)
+                else:
+                    whole.append((segment, path))
             for wanted in (True, False):
                 inputs = [(s, path) for s, path in whole if (s in in_table) is wanted]
                 if inputs:
@@ -276,20 +282,15 @@ def _groups(segments: Iterable[Segment]) -> Iterator[list[Segment]]:
         yield group
 
 
-def _fetch(objects: ObjectStore, segment: Segment, folder: Path, content: Content) -> Path | None:
-    """The segment's raw object in the folder, if it is what was committed."""
-    path = folder / f"{segment.stream.dataset}_{segment.raw_key.rsplit('/', 1)[-1]}"
+def prove(objects: ObjectStore, segment: Segment, path: Path) -> Finding | None:
+    """Bring the segment's raw object to ``path``; what is wrong with it, unless it is what was committed."""
     if not objects.get_to_file(segment.raw_key, path):
-        content.findings.append(
-            Finding("raw_missing", str(segment.stream), f"{segment.raw_key} is gone", segment.interval)
-        )
-        return None
+        return Finding("raw_missing", str(segment.stream), f"{segment.raw_key} is gone", segment.interval)
     try:
         verify_raw(segment, path)
     except RawMissing as error:
-        content.findings.append(Finding("raw_corrupt", str(segment.stream), error.reason, segment.interval))
-        return None
-    return path
+        return Finding("raw_corrupt", str(segment.stream), error.reason, segment.interval)
+    return None
 
 
 def _sum_raw(

@@ -18,10 +18,11 @@ from boto3.dynamodb.types import TypeSerializer
 from botocore.exceptions import ClientError
 
 from schemahub.conditional import Rejected, update_if
-from schemahub.errors import BadProductId, CorruptState, TableAhead
+from schemahub.errors import CorruptState, TableAhead
 from schemahub.holes import Hole, committed_holes
+from schemahub.ledger_items import hole_item, hole_name, hole_of, integer, segment_item, segment_name, segment_of
 from schemahub.locks import Lease, Locks
-from schemahub.streams import ABSENT_CLASSES, TRADES, Absent, Interval, Segment, Stream
+from schemahub.streams import TRADES, Segment, Stream
 
 PENDING_INDEX = "pending"
 RunKind = Literal["run", "backfill"]
@@ -54,7 +55,7 @@ class Ledger:
         if item is None:
             return None
         try:
-            mark = Watermark(*(_integer(item[name]) for name in ("low", "high", "fence", "updated_at")))
+            mark = Watermark(*(integer(item[name]) for name in ("low", "high", "fence", "updated_at")))
         except (KeyError, TypeError) as error:
             raise CorruptState(f"the watermark item is not readable: {error!r}", stream=stream) from error
         if not 0 <= mark.low <= mark.high:
@@ -63,46 +64,49 @@ class Ledger:
 
     def segments(self, stream: Stream, first: int = 0, last: int | None = None) -> Iterator[Segment]:
         """Committed segments by position: those that begin in ``first``..``last`` (or anywhere above)."""
-        end = "segment#~" if last is None else _segment_item(last)
-        condition = Key("stream").eq(str(stream)) & Key("item").between(_segment_item(first), end)
+        end = "segment#~" if last is None else segment_name(last)
+        condition = Key("stream").eq(str(stream)) & Key("item").between(segment_name(first), end)
         for item in self._query(KeyConditionExpression=condition, ConsistentRead=True):
-            yield _segment(item)
+            yield segment_of(item)
 
     def newest_segments(self, stream: Stream, last: int | None = None) -> Iterator[Segment]:
         """Committed segments, the newest first; only those that begin at ``last`` or below."""
-        end = "segment#~" if last is None else _segment_item(last)
+        end = "segment#~" if last is None else segment_name(last)
         condition = Key("stream").eq(str(stream)) & Key("item").between("segment#", end)
         for item in self._query(KeyConditionExpression=condition, ConsistentRead=True, ScanIndexForward=False):
-            yield _segment(item)
+            yield segment_of(item)
 
     def lowest(self, stream: Stream) -> int | None:
         """The first committed position; below the watermark where a backfill has left islands. One small read."""
         condition = Key("stream").eq(str(stream)) & Key("item").between("segment#", "segment#~")
         page = self.table.query(KeyConditionExpression=condition, ConsistentRead=True, Limit=1)
-        return next((_segment(item).first for item in page["Items"]), None)
+        return next((segment_of(item).first for item in page["Items"]), None)
 
     def segment(self, stream: Stream, first: int) -> Segment | None:
-        item = self._get(stream, _segment_item(first))
-        return _segment(item) if item else None
+        item = self._get(stream, segment_name(first))
+        return segment_of(item) if item else None
 
     def segment_at(self, stream: Stream, position: int) -> Segment | None:
         """The committed segment that holds a position."""
-        condition = Key("stream").eq(str(stream)) & Key("item").between("segment#", _segment_item(position))
+        condition = Key("stream").eq(str(stream)) & Key("item").between("segment#", segment_name(position))
         newest = {"ScanIndexForward": False, "Limit": 1}
         for item in self._query(KeyConditionExpression=condition, ConsistentRead=True, **newest):
-            segment = _segment(item)
+            segment = segment_of(item)
             return segment if segment.last >= position else None
         return None
 
     def pending(self) -> Iterator[Segment]:
         """Segments that are not marked as published, by stream and position.
 
-        An index lags: each is read again from the table, so that one published meanwhile does not come back.
+        An index lags: they are read again from the table, so that one published meanwhile does not come back. Those
+        that follow each other without a hole, as a backfill's do, are read together: nothing else lies between them.
         """
-        for hint in self._query(IndexName=PENDING_INDEX, KeyConditionExpression=Key("pending").eq(TRADES)):
-            item = self._get(Stream.parse(hint["stream"]), hint["item"])
-            if item is not None and "pending" in item:
-                yield _segment(item)
+        hints = self._query(IndexName=PENDING_INDEX, KeyConditionExpression=Key("pending").eq(TRADES))
+        for first, last in _rows_of_neighbours(hints):
+            condition = Key("stream").eq(first["stream"]) & Key("item").between(first["item"], last["item"])
+            for item in self._query(KeyConditionExpression=condition, ConsistentRead=True):
+                if "pending" in item:
+                    yield segment_of(item)
 
     def commit(self, locks: Locks, lease: Lease, segments: Sequence[Segment], base: int | None, now_ms: int) -> None:
         """Move the watermark from ``base`` over ``segments`` and put them, all or nothing, while the lease holds.
@@ -129,7 +133,7 @@ class Ledger:
                 ConditionExpression="high = :base AND fence <= :fence",
                 values={**values, ":base": base},
             )
-        items = [*map(_item, segments), *map(_hole_item, committed_holes(segments))]
+        items = [*map(segment_item, segments), *map(hole_item, committed_holes(segments))]
         puts = [self._action("Put", Item=item) for item in items]
         self.client.transact_write_items(TransactItems=[locks.condition_check(lease), move, *puts])
 
@@ -139,7 +143,7 @@ class Ledger:
         if item is None:
             return 0
         try:
-            return _integer(item["revision"])
+            return integer(item["revision"])
         except (KeyError, TypeError) as error:
             raise CorruptState(f"the islands item is not readable: {error!r}", stream=stream) from error
 
@@ -163,7 +167,7 @@ class Ledger:
             ConditionExpression="revision = :seen" if seen else "attribute_not_exists(revision)",
             values={":next": seen + 1} | ({":seen": seen} if seen else {}),
         )
-        items = [*map(_item, segments), *map(_hole_item, committed_holes(segments))]
+        items = [*map(segment_item, segments), *map(hole_item, committed_holes(segments))]
         puts = [self._action("Put", Item=item) for item in items]
         self.client.transact_write_items(TransactItems=[locks.condition_check(lease), below, count, *puts])
 
@@ -187,15 +191,15 @@ class Ledger:
         condition = Key("stream").eq(str(stream)) & Key("item").begins_with("hole#")
         for item in self._query(KeyConditionExpression=condition, ConsistentRead=True):
             if "gone" not in item:
-                yield _hole(item)
+                yield hole_of(item)
 
     def hole(self, stream: Stream, first: int) -> Hole | None:
-        item = self._get(stream, _hole_name(first))
-        return _hole(item) if item and "gone" not in item else None
+        item = self._get(stream, hole_name(first))
+        return hole_of(item) if item and "gone" not in item else None
 
     def add_hole(self, hole: Hole) -> None:
         """Put what a segment says of a hole, unless more is known already."""
-        self._put_new(_hole_item(hole))
+        self._put_new(hole_item(hole))
 
     def settle(self, locks: Locks, lease: Lease, seen: Hole, now: Hole, fills: Sequence[Segment]) -> None:
         """Replace the hole that was ``seen`` by what is known ``now`` and put its ``fills``, while the lease holds.
@@ -205,11 +209,11 @@ class Ledger:
         """
         change = self._action(
             "Put",
-            Item=_hole_item(now),
+            Item=hole_item(now),
             ConditionExpression="revision = :seen",
             values={":seen": seen.revision},
         )
-        puts = [self._action("Put", Item=_item(fill)) for fill in fills]
+        puts = [self._action("Put", Item=segment_item(fill)) for fill in fills]
         self.client.transact_write_items(TransactItems=[locks.condition_check(lease), change, *puts])
 
     def correct(
@@ -228,7 +232,9 @@ class Ledger:
             ClientError: TransactionCanceledException; ``archive_correct`` finds out what it means.
         """
         puts = [
-            self._action("Put", Item=_item(new), ConditionExpression="commit_id = :old", values={":old": old.commit_id})
+            self._action(
+                "Put", Item=segment_item(new), ConditionExpression="commit_id = :old", values={":old": old.commit_id}
+            )
             for old, new in changes
         ]
         for seen, now in holes:
@@ -236,9 +242,9 @@ class Ledger:
             if seen is not None:
                 as_seen = {"ConditionExpression": "revision = :seen", "values": {":seen": seen.revision}}
             if now is not None:
-                puts.append(self._action("Put", Item=_hole_item(now), **as_seen))
+                puts.append(self._action("Put", Item=hole_item(now), **as_seen))
             elif seen is not None:
-                gone = {"stream": str(seen.stream), "item": _hole_name(seen.first), "gone": True}
+                gone = {"stream": str(seen.stream), "item": hole_name(seen.first), "gone": True}
                 puts.append(self._action("Put", Item=gone, **as_seen))
         self.client.transact_write_items(TransactItems=[locks.condition_check(lease), *puts])
 
@@ -259,7 +265,7 @@ class Ledger:
 
     def put_back(self, segments: Iterable[Segment], holes: Iterable[Hole]) -> None:
         """Items that a lost or older table held; those that are there stay as they are."""
-        for item in [*map(_item, segments), *map(_hole_item, holes)]:
+        for item in [*map(segment_item, segments), *map(hole_item, holes)]:
             self._put_new(item)
 
     def restore(
@@ -297,7 +303,7 @@ class Ledger:
         for segment in segments:
             marked = update_if(
                 self.table,
-                {"stream": str(segment.stream), "item": _segment_item(segment.first)},
+                {"stream": str(segment.stream), "item": segment_name(segment.first)},
                 "SET published_in = if_not_exists(published_in, :ref) REMOVE #p, pending_key",
                 "commit_id = :commit",
                 {":ref": published_in, ":commit": segment.commit_id},
@@ -343,91 +349,15 @@ class Ledger:
             arguments["ExclusiveStartKey"] = page["LastEvaluatedKey"]
 
 
-def _segment_item(first: int) -> str:
-    return f"segment#{first:020d}"
-
-
-def _hole_name(first: int) -> str:
-    return f"hole#{first:020d}"
-
-
-def _integer(value: Any) -> int:
-    if not isinstance(value, Decimal | int) or isinstance(value, bool) or value != int(value):
-        raise TypeError(f"{value!r} is not an integer")
-    return int(value)
-
-
-def _item(segment: Segment) -> dict[str, Any]:
-    item = segment.to_json() | {"stream": str(segment.stream), "item": _segment_item(segment.first)}
-    if segment.published_in:
-        return item | {"published_in": segment.published_in}
-    return item | {"pending": TRADES, "pending_key": f"{segment.stream}#{segment.first:020d}"}
-
-
-def _segment(item: dict[str, Any]) -> Segment:
-    try:
-        segment = Segment(
-            stream=Stream.parse(item["stream"]),
-            first=_integer(item["first"]),
-            last=_integer(item["last"]),
-            count=_integer(item["count"]),
-            absent=tuple(Absent(_integer(a), _integer(b), kind) for a, b, kind in item["absent"]),
-            raw_key=item["raw_key"],
-            sha256=item["sha256"],
-            source=item["source"],
-            run_id=item["run_id"],
-            commit_id=item["commit_id"],
-            committed_at=_integer(item["committed_at"]),
-            counted=item.get("counted", True) is not False,
-            published_in=item.get("published_in"),
-        )
-    except (KeyError, TypeError, ValueError, BadProductId) as error:
-        raise CorruptState(
-            f"segment item {item.get('item')!r} is not readable: {error!r}", stream=item.get("stream")
-        ) from error
-    if _segment_item(segment.first) != item.get("item"):
-        raise CorruptState(f"segment item {item.get('item')!r} begins at {segment.first}", stream=segment.stream)
-    segment.check()
-    return segment
-
-
-def _hole_item(hole: Hole) -> dict[str, Any]:
-    return {
-        "stream": str(hole.stream),
-        "item": _hole_name(hole.first),
-        "first": hole.first,
-        "last": hole.last,
-        "class": hole.kind,
-        "first_seen": hole.first_seen,
-        "last_looked_at": hole.last_looked_at,
-        "looks": hole.looks,
-        "unclear": hole.unclear,
-        "evidence": hole.evidence,
-        "filled_by": [list(part) for part in hole.filled],
-        "revision": hole.revision,
-    }
-
-
-def _hole(item: dict[str, Any]) -> Hole:
-    try:
-        if item["class"] not in ABSENT_CLASSES:
-            raise ValueError(f"class {item['class']!r}")
-        numbers = {
-            name: _integer(item[name])
-            for name in ("first", "last", "first_seen", "last_looked_at", "looks", "unclear", "revision")
-        }
-        hole = Hole(
-            stream=Stream.parse(item["stream"]),
-            kind=item["class"],
-            evidence=item["evidence"],
-            filled=tuple(Interval(_integer(a), _integer(b)) for a, b in item["filled_by"]),
-            **numbers,
-        )
-    except (KeyError, TypeError, ValueError, BadProductId) as error:
-        raise CorruptState(
-            f"hole item {item.get('item')!r} is not readable: {error!r}", stream=item.get("stream")
-        ) from error
-    inside = all(hole.first <= part.first <= part.last <= hole.last for part in hole.filled)
-    if _hole_name(hole.first) != item.get("item") or hole.first > hole.last or not inside:
-        raise CorruptState(f"hole item {item.get('item')!r} has an impossible range", stream=hole.stream)
-    return hole
+def _rows_of_neighbours(hints: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """First and last of the items that follow each other on their stream's line."""
+    first: dict[str, Any] | None = None
+    last: dict[str, Any] = {}
+    for hint in hints:
+        end = last.get("last")
+        follows = hint["stream"] == last.get("stream") and isinstance(end, Decimal) and hint.get("first") == end + 1
+        if first is not None and not follows:
+            yield first, last
+        first, last = (first, hint) if first is not None and follows else (hint, hint)
+    if first is not None:
+        yield first, last

@@ -63,6 +63,11 @@ class Stream:
     def __str__(self) -> str:
         return f"{self.exchange}#{self.product}#{self.dataset}"
 
+    @property
+    def label(self) -> str:
+        """As a person reads it: ``coinbase BTC-USD``."""
+        return f"{self.exchange} {self.product}"
+
     @classmethod
     def parse(cls, text: str) -> Stream:
         """The inverse of ``str``; also takes ``exchange:PRODUCT``."""
@@ -231,6 +236,11 @@ class Segment:
     def interval(self) -> Interval:
         return Interval(self.first, self.last)
 
+    @property
+    def raw(self) -> RawObject:
+        """The raw object that the segment says there is."""
+        return RawObject(self.raw_key, self.first, self.last, self.count, self.sha256, self.absent, self.counted)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "stream": self.stream.to_json(),
@@ -277,7 +287,7 @@ class Segment:
                 raise CorruptState(f"{name} of a segment is not text", stream=self.stream, span=self.interval)
         if not self.raw_key.startswith(self.stream.raw_prefix):
             raise CorruptState(f"raw_key {self.raw_key[:200]} is another's", stream=self.stream, span=self.interval)
-        RawObject(self.raw_key, self.first, self.last, self.count, self.sha256, self.absent, self.counted).check()
+        self.raw.check()
 
 
 _SEGMENT_TEXTS = ("raw_key", "sha256", "source", "run_id", "commit_id")

@@ -162,7 +162,7 @@ def judge_line(line: Line) -> list[Finding]:
 
 def _judge_segment(segment: Segment) -> Finding | None:
     try:
-        committed_object(segment).check()
+        segment.raw.check()
     except CorruptState as error:
         return Finding("segment_wrong", str(segment.stream), error.reason, segment.interval)
     edition = edition_of(segment.raw_key)
@@ -223,13 +223,6 @@ def judge_mirror(line: Line, body: bytes | None) -> list[Finding]:
 # --- raw --------------------------------------------------------------------------------------------------------
 
 
-def committed_object(segment: Segment) -> RawObject:
-    """The raw object that a segment says there is."""
-    return RawObject(
-        segment.raw_key, segment.first, segment.last, segment.count, segment.sha256, segment.absent, segment.counted
-    )
-
-
 def judge_raw(segment: Segment, found: RawObject | str | None) -> Finding | None:
     """What an object's metadata says against what was committed; text says why the metadata cannot be read."""
     name = str(segment.stream)
@@ -237,7 +230,7 @@ def judge_raw(segment: Segment, found: RawObject | str | None) -> Finding | None
         return Finding("raw_missing", name, f"{segment.raw_key} is gone or has no metadata", segment.interval)
     if isinstance(found, str):
         return Finding("raw_metadata", name, found, segment.interval)
-    committed = committed_object(segment)
+    committed = segment.raw
     if found == committed:
         return None
     differs = [
