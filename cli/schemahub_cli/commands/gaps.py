@@ -122,7 +122,7 @@ def gaps(
 
 def _streams(where: Target, named: list[str] | None) -> list[Stream]:
     """The named streams, or all that have state: a product that left the seed keeps its holes."""
-    from schemahub import ingest, rebuild
+    from schemahub import rebuild
 
     if named:
         streams = [Stream.parse(name) for name in named]
@@ -131,8 +131,7 @@ def _streams(where: Target, named: list[str] | None) -> list[Stream]:
         if unknown := [s for s in streams if where.deps.ledger.watermark(s) is None]:
             raise BadInput(f"nothing of {unknown[0]} is committed", remedy="`schemahub status` lists the streams.")
         return sorted(set(streams))
-    known = {*ingest.read_seed(where.deps), *map(Stream.parse, where.deps.settings.products)}
-    return sorted(known | set(rebuild.mirrored_streams(where.deps)))
+    return sorted(rebuild.named_streams(where.deps))
 
 
 def _known(where: Target, stream: Stream) -> StreamGaps:

@@ -10,14 +10,14 @@ from typing import Any
 
 import duckdb
 
-from schemahub import certificate, evidence, ingest, ranges
+from schemahub import certificate, evidence, ranges
 from schemahub.certificate import Certificate, Document, SignOff, Snapshot
 from schemahub.errors import CorruptState
 from schemahub.evidence import Content, Rows, place_of
 from schemahub.lake import Lake
 from schemahub.mappings import load_mapping
 from schemahub.objects import ObjectStore
-from schemahub.rebuild import mirrored_streams
+from schemahub.rebuild import named_streams
 from schemahub.runtime import Deps
 from schemahub.streams import MAX_POSITION, Interval, Segment, Stream, common, gaps, merge, minus, runs
 from schemahub.verify import (
@@ -89,8 +89,7 @@ class Verdict:
 
 def known_streams(deps: Deps, lake: Lake) -> list[Stream]:
     """Every stream that the seed, the parameter, a mirror or the table names."""
-    named = {*ingest.read_seed(deps), *map(Stream.parse, deps.settings.products), *mirrored_streams(deps)}
-    return sorted(named | {s.trades for s in lake.published})
+    return sorted(named_streams(deps) | {s.trades for s in lake.published})
 
 
 def audit(

@@ -13,9 +13,8 @@ from schemahub import corrections, events, plan, reissues
 from schemahub.archives import ArchiveFile, archive_of
 from schemahub.correction_task import CorrectionSpec
 from schemahub.errors import BadStateInput, CorruptState, ExchangeError
-from schemahub.ingest import read_seed
 from schemahub.mappings import exchanges, load_mapping
-from schemahub.rebuild import mirrored_streams
+from schemahub.rebuild import named_streams
 from schemahub.runtime import Deps, logger
 from schemahub.streams import PREFIX, Stream
 
@@ -32,9 +31,8 @@ MAX_REDERIVED = 20
 
 
 def known_streams(deps: Deps) -> list[Stream]:
-    """Streams with state, whose exchange still has a mapping. One that left the seed list keeps its mirror."""
-    known = {*read_seed(deps), *map(Stream.parse, deps.settings.products), *mirrored_streams(deps)}
-    return sorted(s for s in known if s.exchange in exchanges())
+    """Streams that are named somewhere, whose exchange still has a mapping."""
+    return sorted(s for s in named_streams(deps) if s.exchange in exchanges())
 
 
 def archived_streams(deps: Deps) -> list[Stream]:

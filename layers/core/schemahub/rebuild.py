@@ -16,6 +16,7 @@ from schemahub.commit import segment_of
 from schemahub.corrections import replaced_keys
 from schemahub.errors import CorruptState
 from schemahub.holes import Hole, committed_holes, with_fills
+from schemahub.ingest import read_seed
 from schemahub.ledger import Watermark
 from schemahub.remains import Remains, certified_holes
 from schemahub.runtime import Deps
@@ -146,6 +147,11 @@ def mirrored_streams(deps: Deps) -> list[Stream]:
         exchange, _, product = key.removeprefix(prefix).removesuffix(".json").partition("/")
         streams.append(Stream(exchange, product))
     return streams
+
+
+def named_streams(deps: Deps) -> set[Stream]:
+    """Every stream that the seed list, the parameter or a mirror names: one that left the seed keeps its mirror."""
+    return {*read_seed(deps), *map(Stream.parse, deps.settings.products), *mirrored_streams(deps)}
 
 
 def read_state(deps: Deps, stream: Stream, remains: Remains) -> State:
