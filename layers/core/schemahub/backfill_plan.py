@@ -275,7 +275,7 @@ class TaskSpec:
             stream = Stream.from_json(value["stream"])
             lock_id = stream.lock_id if value["kind"] == "ingest" else stream.backfill_lock_id
             if lease["lock_id"] != lock_id:
-                raise ValueError(f"{lease['lock_id']} is not {lock_id}")
+                raise ValueError(f"{lease['lock_id']} is not the lock of this stream's {value['kind']} tasks")
             return cls(
                 run=value["run"],
                 stream=stream,
@@ -290,5 +290,5 @@ class TaskSpec:
                 chunks=tuple(Chunk.from_json(chunk) for chunk in value["chunks"]),
                 file=value["file"],
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, BadStateInput) as error:
             raise BadStateInput(f"{str(value)[:80]!r} is not a task of a backfill: {error!r}"[:300]) from error
