@@ -189,6 +189,7 @@ def plant(simulator: Simulator, month: Interval, day: Interval, wrong: Interval)
     singles = [a + 2_000_000 + 1_300 * n for n in range(60)]
     lacking = (a + 3_000_007, a + 3_060_006)
     planted: list[dict[str, Any]] = [
+        {"kind": "truncate", "share": 0.9995},  # first: it knows rows by their ids, also those of another day
         {"kind": "skip", "ids": list(halt)},
         *({"kind": "skip", "ids": [n, n]} for n in singles),
         {"kind": "skip", "ids": list(lacking)},
@@ -198,7 +199,6 @@ def plant(simulator: Simulator, month: Interval, day: Interval, wrong: Interval)
         {"kind": "repeat", "ids": [a + 6_010_000, a + 6_109_999], "times": 1},
         {"kind": "another_day", "rows": 1_000},
         {"kind": "other_trades", "ids": [a, a + 949]},
-        {"kind": "truncate", "share": 0.9995},
         {"kind": "interleave", "ways": 7},
         {"kind": "garbage", "rows": 3},
         {"kind": "wrong_checksum", "times": 2},  # the first of them is the one that makes the file
