@@ -159,7 +159,11 @@ def test_a_month_of_an_archive_with_all_that_archives_have_got_wrong(
     big.simulator.control("DELETE", f"/_sim/archives?begin={REISSUED.isoformat()}")
     outcome = run(big.stack, "MaintainStateMachineArn", timeout_s=900)
     assert outcome["status"] == "SUCCEEDED", (outcome.get("error"), outcome.get("cause"))
-    say(maintained=json.loads(outcome["output"]))
+    maintained = json.loads(outcome["output"])
+    say(maintained=maintained)
+    assert (maintained["corrections_published"], maintained["corrections_due"]) == (1, 0)
+    # 3: what the month's file and the API lack, the days' files have here, and that is where holes are looked for too.
+    assert (maintained["holes"], maintained["filled"]) == (61, 61)
     assert differing(big, wrong.first - 50, wrong.last + 50, gone) == []
     verify(big.stack, ARCHIVED, tmp_path, monkeypatch)
 
