@@ -32,8 +32,11 @@ test: setup node_modules/.stamp ## All tests (CI runs this): fast ones in parall
 
 test-crash: test-matrix test-load ## The whole proof: the crash matrix at every side effect, long schedules, the load on one bucket
 
+# All of their crashes take minutes; some of each are in `make test`.
+HISTORY_CRASHES := $(patsubst %,tests/crash/test_%_crashes.py,backfill archive correction)
+
 test-matrix: setup
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m long --timeout 1500 $(wildcard tests/unit tests/property tests/crash tests/simulation)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m long --timeout 1500 $(wildcard tests/unit tests/property tests/crash tests/simulation) $(addprefix --ignore=,$(HISTORY_CRASHES))
 
 test-load: setup
 	$(BIN)/pytest -s -m long --timeout 1500 tests/integration/test_contention.py
@@ -41,7 +44,8 @@ test-load: setup
 test-exchanges: setup ## Every exchange, 20,000 trades each, through the deployed stack at its true limits (12 minutes)
 	$(BIN)/pytest --timeout 1500 tests/integration/test_exchanges.py
 
-test-backfill: setup ## 5,000,000 trades through tasks that are killed, and an archive's month of 21 M rows (half an hour)
+test-backfill: setup ## History: its crashes, 5,000,000 trades by tasks that are killed, an archive's month of 21 M rows (half an hour)
+	$(BIN)/pytest -n $(WORKERS) -m long --timeout 1500 $(HISTORY_CRASHES)
 	$(BIN)/pytest -s -m long --timeout 3600 tests/integration/test_heavy_backfill.py
 
 lint: setup ## Style and types
