@@ -364,3 +364,28 @@ def test_an_api_that_cannot_be_asked_leaves_only_what_needs_it(world: ArchiveWor
     world.pipeline.later(600)
     assert world.ingest().left == []
     assert world.table(ids) == world.truth(ids)
+
+
+def test_all_that_can_be_wrong_with_one_file_is_named_and_mended_together(world: ArchiveWorld) -> None:
+    """The same plants as in tests/integration/test_heavy_backfill.py, in one day instead of a month."""
+    ids = world.ids()
+    hole = (ids.first + 600, ids.first + 640)
+    world.plant("truncate", share=0.9)
+    world.plant("skip", ids=hole)
+    world.pipeline.fault("missing_forever", "binance", "BTC-USDT", match={"ids": list(hole)})
+    world.plant("skip", ids=(ids.first + 900, ids.first + 950))
+    world.plant("conflict", ids=(ids.first + 1_000, ids.first + 1_004))
+    world.plant("unit", unit="us", ids=(ids.first + 1_100, ids.first + 1_150))
+    world.plant("repeat", ids=(ids.first + 1_200, ids.first + 1_299), times=1)
+    world.plant("another_day", rows=20)
+    world.plant("interleave", ways=7)
+    world.plant("garbage", rows=3)
+    said = kinds(world.ingest())
+    assert said.keys() >= {
+        "ids_absent", "ids_missing", "ids_in_conflict", "units_mixed", "rows_repeated", "rows_disordered",
+        "rows_of_another_day", "rows_unreadable", "truncated",
+    }  # fmt: skip
+    assert (said["ids_absent"], said["rows_of_another_day"], said["rows_repeated"]) == (41, 20, 100)
+    truth = world.truth(ids, without=range(hole[0], hole[1] + 1))
+    # Where the file is finer than the API, its microseconds are kept.
+    assert [(*row[:4], row[4] // 1000) for row in world.table(ids)] == [(*row[:4], row[4] // 1000) for row in truth]
