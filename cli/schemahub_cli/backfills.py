@@ -146,7 +146,7 @@ def files_table(plans: list[Foreseen]) -> Table | None:
     for p in plans:
         for file, part in p.files[:FILES_SHOWN]:
             ends = (place(p.stream, part.first), place(p.stream, part.last))
-            shown.add_row(f"{p.stream.exchange} {p.stream.product}", file.name, *ends, f"{part.size:,}")
+            shown.add_row(p.stream.label, file.name, *ends, f"{part.size:,}")
         if len(p.files) > FILES_SHOWN:
             shown.add_row("", f"[dim]and {len(p.files) - FILES_SHOWN:,} more (--json has them all)[/]", "", "", "")
     return shown

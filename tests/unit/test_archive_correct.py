@@ -14,8 +14,9 @@ import pytest
 
 from local.exchange_sim.server import running
 from schemahub import certificate, corrections, raw, rebuild
-from schemahub.archive_correct import correct_reissued, look_for_reissues
+from schemahub.correction_task import CorrectionSpec, run_corrections
 from schemahub.errors import BadStateInput, CorruptState, LockLost
+from schemahub.reissues import look_for_reissues
 from schemahub.streams import Interval, Segment
 from schemahub.verify import Line, judge_line
 from tests.lake import make_glue_check_versions
@@ -187,17 +188,25 @@ def test_rows_that_the_new_issue_lost_stay_and_rows_that_it_found_come(world: Ar
     assert world.table(ids) == world.truth(ids)
 
 
+def corrected(world: ArchiveWorld, run: str, work: Path) -> list[corrections.Correction]:
+    """A task takes what was issued again; the corrections whose rows in the table are to be made anew."""
+    spec = CorrectionSpec(run, BINANCE, (world.file(),))
+    assert run_corrections(world.deps, spec, Event(), work).status == "done"
+    found = corrections.corrections(world.deps.objects, BINANCE)
+    return [c for c in found if c.state == "committed" and c.rederive]
+
+
 def test_one_call_finds_corrects_and_names_what_is_left_to_do(issued_wrong: ArchiveWorld) -> None:
     world, work = issued_wrong, issued_wrong.folder / "again"
     world.deps.locks.release(world.lease())
     for _ in range(2):  # the second finds nothing new, and the table is still to be made anew
-        [correction] = correct_reissued(world.deps, BINANCE, "maintain-1", work, Event())
+        [correction] = corrected(world, "maintain-1", work)
         assert correction.state == "committed"
     assert world.deps.locks.holder(BINANCE.backfill_lock_id) is None
     assert correction.rederive is not None
     world.rederive(correction.rederive)
     corrections.mark_published(world.deps.objects, correction, "r-1")
-    assert correct_reissued(world.deps, BINANCE, "maintain-2", work, Event()) == []
+    assert corrected(world, "maintain-2", work) == []
     assert world.table(world.ids()) == world.truth(world.ids())
 
 

@@ -67,7 +67,7 @@ def corrections(
     if check:
         with say.console.status("asking for published checksums") as shown:
             for one in found:
-                shown.update(f"asking for the checksums of {one.stream.exchange} {one.stream.product}")
+                shown.update(f"asking for the checksums of {one.stream.label}")
                 _check(where.deps, one)
     say.result({"stack": where.stack, "streams": [one.to_json() for one in found]}, *_shown(found, check))
     if any(one.error for one in found):
@@ -89,7 +89,7 @@ def _shown(found: list[Corrected], check: bool) -> list[Any]:
             ids = sum(s["ids"] for s in c.document["segments"])
             ends = [place(one.stream, edge) for edge in c.span] if c.span else ["—", "—"]
             state = f"[{COLOURS[c.state]}]{c.state}[/]"
-            table.add_row(f"{one.stream.exchange} {one.stream.product}", c.file, state, *ends, f"{ids:,}")
+            table.add_row(one.stream.label, c.file, state, *ends, f"{ids:,}")
     listed = [c for one in found for c in one.corrections]
     left = sum(c.state not in SETTLED for c in listed)
     lines: list[Any] = [table] if listed else []
@@ -99,5 +99,5 @@ def _shown(found: list[Corrected], check: bool) -> list[Any]:
             lines.append(f"[red]{one.stream}[/]  {type(one.error).__name__}: {one.error.reason}")
         elif check:
             names = ", ".join(one.issued_again or ()) or "nothing"
-            lines.append(f"{one.stream.exchange} {one.stream.product}: issued again and not taken: {names}")
+            lines.append(f"{one.stream.label}: issued again and not taken: {names}")
     return lines

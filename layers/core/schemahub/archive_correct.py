@@ -33,7 +33,6 @@ from schemahub.ledger import MAX_ITEMS_PER_TRANSACTION
 from schemahub.locks import Lease, Renewer
 from schemahub.mappings import Mapping, load_mapping
 from schemahub.pacing import PacedExchange
-from schemahub.reissues import look_for_reissues
 from schemahub.runtime import Deps
 from schemahub.streams import Absent, Chunk, Interval, Segment, Stream, gaps, runs
 
@@ -338,24 +337,6 @@ def _holes(deps: Deps, change: Change) -> Iterator[tuple[Hole | None, Hole | Non
         yield None, now[span]
 
 
-def correct_reissued(
-    deps: Deps, stream: Stream, owner: str, work_dir: Path, stop: Event, *, files: Files | None = None
-) -> list[Correction]:
-    """Look for files that were issued again, correct what they changed, and say for which the table is not made anew.
-
-    ``transform`` is to be started with each one's ``rederive``, then ``corrections.mark_published`` called.
-
-    Args:
-        owner: who takes the stream's backfill lock; unique to this call.
-
-    Raises:
-        LockBusy: a backfill works on the stream. ArchiveError, ExchangeError: an issue cannot be had now.
-    """
-    if again := look_for_reissues(deps, stream, files):
-        correct_files(deps, stream, again, owner, owner, work_dir, stop, files=files)
-    return [c for c in corrections(deps.objects, stream) if c.state == "committed" and c.rederive]
-
-
 def correct_files(
     deps: Deps,
     stream: Stream,
@@ -365,28 +346,24 @@ def correct_files(
     work_dir: Path,
     stop: Event,
     *,
-    files: Files | None = None,
-    failed: Callable[[ArchiveFile, ArchiveError | ExchangeError], None] | None = None,
+    failed: Callable[[ArchiveFile, ArchiveError | ExchangeError], None],
 ) -> None:
     """Take the present issues of some files under the stream's backfill lock.
 
     Args:
         owner: who takes the lock; unique to this call. run: the execution that it belongs to.
-        failed: told of a file that cannot be had now; without it, the first such error ends the work.
+        failed: told of a file that cannot be had now.
 
     Raises:
         LockBusy: a backfill works on the stream. LockLost: another took the lock. Stopped: ``stop`` was set.
-        ArchiveError, ExchangeError: an issue cannot be had now.
     """
     lease = deps.locks.acquire(stream.backfill_lock_id, owner, run)
     renewer = Renewer(deps.locks.renew, lease, deps.clock)
     try:
         for file in again:
             try:
-                correct_file(deps, stream, file, lease, work_dir, stop, renewer.tick, run_id=owner, files=files)
+                correct_file(deps, stream, file, lease, work_dir, stop, renewer.tick, run_id=owner)
             except (ArchiveError, ExchangeError) as error:
-                if failed is None:
-                    raise
                 failed(file, error)
     finally:
         # Only courtesy: a process that dies here leaves a lease that runs out.
