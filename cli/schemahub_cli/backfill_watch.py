@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from schemahub import coverage
+from schemahub import coverage, raw
 from schemahub.errors import NothingIngested
 from schemahub.mappings import load_mapping
-from schemahub.raw import edition_of, parse_raw_key
 from schemahub.streams import PREFIX, Interval, Stream, gaps, merge
 from schemahub_cli import executions
 from schemahub_cli.target import Target
@@ -138,12 +137,8 @@ class BackfillWatch(Watch):
 
     def _durable(self, stream: Stream, within: Interval, covered: list[Interval]) -> Iterator[tuple[int, int, int]]:
         """First and last position and rows of raw objects in the range that no segment holds yet."""
-        for key in self.objects.list(stream.raw_prefix, f"{stream.raw_prefix}{within.first:020d}"):
-            if (named := parse_raw_key(key)) is None or edition_of(key):
-                continue
-            if named[0] > within.last:
-                return
-            if any(gaps(covered, named[:2])):
+        for key, named, _ in raw.listed(self.objects, stream, within):
+            if not raw.edition_of(key) and any(gaps(covered, named[:2])):
                 yield named
 
     def _count_tasks(self, progress: StreamBackfill, home: str, covered: list[Interval]) -> None:

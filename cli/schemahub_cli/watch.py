@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
+from schemahub import raw
 from schemahub.mappings import load_mapping
 from schemahub.objects import ObjectStore
-from schemahub.raw import parse_raw_key
-from schemahub.streams import PREFIX, Chunk, Stream
+from schemahub.streams import PREFIX, Chunk, Interval, Stream
 from schemahub_cli import executions
 from schemahub_cli.executions import Execution
 from schemahub_cli.target import Target
@@ -193,13 +193,8 @@ class Watch:
     def _stored(self, stream: Stream, chunks: list[Chunk]) -> dict[tuple[int, int], int]:
         """Rows of each planned chunk whose raw object is there."""
         planned = {(c.first, c.last) for c in chunks}
-        stored = {}
-        # Zero-padded names sort by position: begin the listing just before the plan's first chunk.
-        for key in self.objects.list(stream.raw_prefix, f"{stream.raw_prefix}{chunks[0].first:020d}"):
-            parsed = parse_raw_key(key)
-            if parsed and parsed[:2] in planned:
-                stored[parsed[:2]] = parsed[2]
-        return stored
+        there = raw.listed(self.objects, stream, Interval(chunks[0].first, chunks[-1].last))
+        return {named[:2]: named[2] for _, named, _ in there if named[:2] in planned}
 
     def _eta(self, streams: list[StreamProgress]) -> float | None:
         """The slowest exchange's remaining work at the pace seen so far, at first at its published limit."""

@@ -63,7 +63,11 @@ class FakeObjects:
         self.held[key] = body
 
     def list(self, prefix: str, start_after: str | None = None) -> Iterator[str]:
-        yield from sorted(k for k in self.held if k.startswith(prefix) and k > (start_after or ""))
+        yield from (key for key, _ in self.sizes(prefix, start_after))
+
+    def sizes(self, prefix: str, start_after: str | None = None) -> Iterator[tuple[str, int]]:
+        keys = sorted(k for k in self.held if k.startswith(prefix) and k > (start_after or ""))
+        yield from ((key, len(self.held[key])) for key in keys)
 
 
 @pytest.fixture

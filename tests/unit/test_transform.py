@@ -3,19 +3,21 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import boto3
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from schemahub import datafiles
+from schemahub import datafiles, mapping_sql
 from schemahub.batches import Batch, Manifest, make_batches, manifest_key, quarantine_key
 from schemahub.errors import BadMapping, BadStateInput, CorruptState, QuarantineExceeded, RawMissing, UnmappedField
 from schemahub.mapping_sql import REASONS
-from schemahub.mappings import Mapping, load_mapping
+from schemahub.mappings import NS, Mapping, load_mapping
 from schemahub.streams import Absent, Stream
 from schemahub.transform import transform_files
 from tests.lake import BTC, COMMITTED_MS, Lake, coinbase_row, packed, segment_of
@@ -430,3 +432,24 @@ def test_a_manifest_that_lost_rows_is_refused(lake: Lake) -> None:
         replace(manifest, quarantined=1)
     with pytest.raises(CorruptState, match="not readable"):
         Manifest.from_json({"batch": manifest.batch.to_json(), "files": [{}], "quarantined": 0, "quarantine_key": None})
+
+
+@pytest.mark.parametrize("step_ns", [1, 1000])
+@pytest.mark.parametrize(("unit", "in_ns"), NS.items())
+def test_times_with_fractions_are_cut_exactly_however_they_are_written(unit: str, in_ns: int, step_ns: int) -> None:
+    texts = [
+        "1791158400000.12",
+        "0.5",
+        "1791158400.999999999",
+        "007.5",
+        "1.5e3",
+        "12.3456789012",
+        "9007199254740993.125",
+    ]
+    sql = mapping_sql._time_sql(replace(load_mapping("binance").fields, ts_unit=unit), step_ns)
+    rows = duckdb.execute(f"SELECT time_text, {sql} FROM unnest(?) t(time_text)", [texts]).fetchall()
+    for text, found in rows:
+        exact = int(Decimal(text) * in_ns // step_ns)
+        assert found == (exact if exact < 2**63 else None), text
+    for text in ("-1.5", ".", "1.5.2", "soon.5", "1 .5"):
+        assert duckdb.execute(f"SELECT {sql} FROM (SELECT ? AS time_text)", [text]).fetchone() == (None,), text

@@ -237,7 +237,7 @@ def _joined(before: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
     """The report of an issue that was taken in several attempts: the newest, with the earlier ones as its ``parts``."""
     if not report["rows"]:
         return {**before, "status": report["status"]}
-    story = {name: before[name] for name in ("attempts",) if name in before}
+    story = {"attempts": before["attempts"]} if "attempts" in before else {}
     earlier = {name: value for name, value in before.items() if name not in ("attempts", "parts")}
     return {**report, **story, "parts": [*before.get("parts", []), earlier]}
 

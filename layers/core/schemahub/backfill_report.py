@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from schemahub import backfill_notes, coverage, events
+from schemahub import backfill_notes, coverage, events, raw
 from schemahub.archives import FileState, archive_of, states
 from schemahub.errors import CorruptState, NothingIngested
 from schemahub.mappings import load_mapping
-from schemahub.raw import parse_raw_key
 from schemahub.runtime import Deps
 from schemahub.streams import Interval, Segment, Stream
 
@@ -87,15 +85,9 @@ def _bytes_of(deps: Deps, stream: Stream, segments: Sequence[Segment]) -> int:
     """What the segments' raw objects take in S3."""
     if not segments:
         return 0
-    keys, last = {s.raw_key for s in segments}, max(s.last for s in segments)
-    begin = f"{stream.raw_prefix}{min(s.first for s in segments):020d}"
-    listed = itertools.takewhile(lambda one: not _is_behind(one[0], last), deps.objects.sizes(stream.raw_prefix, begin))
-    return sum(size for key, size in listed if key in keys)
-
-
-def _is_behind(key: str, last: int) -> bool:
-    named = parse_raw_key(key)
-    return named is not None and named[0] > last
+    keys = {s.raw_key for s in segments}
+    within = Interval(min(s.first for s in segments), max(s.last for s in segments))
+    return sum(size for key, _, size in raw.listed(deps.objects, stream, within) if key in keys)
 
 
 def _looked_at(deps: Deps, run: events.Run, stream: Stream) -> Iterator[FileState]:

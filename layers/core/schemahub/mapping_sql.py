@@ -183,18 +183,17 @@ def _time_sql(fields: Fields, step_ns: int) -> str:
         ) + (f" * {NS['us'] // step_ns}" if step_ns < NS["us"] else "")
     unit = NS[str(fields.ts_unit)] / step_ns
     whole = "TRY_CAST(time_text AS BIGINT)"
-    scaled = f"{whole} * {int(unit)}" if unit >= 1 else f"{whole} // {round(1 / unit)}"
+    scale = f"* {int(unit)}" if unit >= 1 else f"// {round(1 / unit)}"
     most = int(MAX_INT64 // unit) if unit >= 1 else MAX_INT64
     # As text: DuckDB divides 128-bit numbers bit by bit, 400 times as long. What is written otherwise is rare.
-    before = "CAST(split_part(time_text, '.', 1) AS BIGINT)"
+    before = "TRY_CAST(split_part(time_text, '.', 1) AS BIGINT)"
     digits = len(str(int(unit))) - 1 if unit >= 1 else 0
     after = f" + CAST(rpad(split_part(time_text, '.', 2), {digits}, '0') AS BIGINT)" if digits else ""
-    shifted = f"{before} * {int(unit)}" if unit >= 1 else f"{before} // {round(1 / unit)}"
     fraction = "TRY_CAST(time_text AS DECIMAL(38, 12))"
     return (
-        f"(CASE WHEN {whole}::VARCHAR = time_text THEN CASE WHEN {whole} BETWEEN 0 AND {most} THEN {scaled} END "
+        f"(CASE WHEN {whole}::VARCHAR = time_text THEN CASE WHEN {whole} BETWEEN 0 AND {most} THEN {whole} {scale} END "
         f"WHEN regexp_full_match(time_text, '[0-9]{{1,18}}[.][0-9]+') AND "
-        f"TRY_CAST(split_part(time_text, '.', 1) AS BIGINT) < {most} THEN {shifted}{after} "
+        f"{before} < {most} THEN {before} {scale}{after} "
         f"WHEN {fraction} BETWEEN 0 AND {most} THEN TRY_CAST(floor({fraction} * {unit:.3f}) AS BIGINT) END)"
     )
 

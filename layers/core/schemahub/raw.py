@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import zstandard
 
 from schemahub.errors import CorruptState, RawConflict, RawMissing
 from schemahub.fetch import Fetched
 from schemahub.objects import ObjectStore
-from schemahub.streams import Absent, Chunk, Edges, RawObject, Stream, position
+from schemahub.streams import Absent, Chunk, Edges, Interval, RawObject, Stream, position
 
 LEVEL = 3
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -40,6 +40,17 @@ def edition_of(key: str) -> str:
     """The beginning of its content's SHA-256 for an object that replaces another one; empty for a range's first."""
     match = _NAME.fullmatch(key.rsplit("/", 1)[-1])
     return (match[4] or "") if match else ""
+
+
+def listed(objects: ObjectStore, stream: Stream, within: Interval) -> Iterator[tuple[str, tuple[int, int, int], int]]:
+    """Raw objects of a stream that begin in a range, by position: key, (first, last, count) and bytes in S3."""
+    # Zero-padded names sort by position: the listing begins just before the range.
+    for key, size in objects.sizes(stream.raw_prefix, f"{stream.raw_prefix}{within.first:020d}"):
+        if (named := parse_raw_key(key)) is None:
+            continue
+        if named[0] > within.last:
+            return
+        yield key, named, size
 
 
 def content_of(texts: Iterable[str]) -> bytes:
