@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from local import ecs_agent
 from local.stack import Stack
+from schemahub.ledger import Watermark
 from schemahub.mappings import load_mapping
 from schemahub.raw import parse_raw_key
 from schemahub.streams import Stream
@@ -120,8 +121,7 @@ class Heavy:
         stack, machine = self.stack, self.stack.client("stepfunctions")
         ingest(stack, *self.streams)
         for stream in self.streams:
-            mark = ledger_of(stack).watermark(stream)
-            assert mark is not None
+            mark = mark_of(stack, stream)
             self.lows[stream], self.highs[stream] = mark.low, mark.high
         self.asked_before = {s: pages_of(self.simulator, s) for s in self.streams}
         products = [f"{s.exchange}:{s.product}" for s in self.streams]
@@ -194,15 +194,17 @@ class Heavy:
 
 
 def low_of(stack: Stack, stream: Stream) -> int:
-    mark = ledger_of(stack).watermark(stream)
-    assert mark is not None
-    return mark.low
+    return mark_of(stack, stream).low
 
 
 def high_of(stack: Stack, stream: Stream) -> int:
+    return mark_of(stack, stream).high
+
+
+def mark_of(stack: Stack, stream: Stream) -> Watermark:
     mark = ledger_of(stack).watermark(stream)
     assert mark is not None
-    return mark.high
+    return mark
 
 
 def pages_of(simulator: Simulator, stream: Stream) -> int:

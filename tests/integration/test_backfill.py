@@ -12,7 +12,7 @@ import pytest
 from local.stack import Stack
 from schemahub.streams import Stream
 from tests.integration.conftest import Simulator
-from tests.integration.heavy import RSS_MIB, Heavy, ended, finished, high_of, low_of, report_of, results, until
+from tests.integration.heavy import RSS_MIB, Heavy, ended, finished, high_of, low_of, mark_of, report_of, results, until
 from tests.integration.test_end_to_end import ingest, ledger_of, table_rows
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
@@ -43,8 +43,7 @@ def test_a_paused_backfill_ends_in_order_and_the_same_input_goes_on_on_lambda(
 ) -> None:
     stream = Stream("coinbase", "SOL-USD")
     ingest(stack, stream)
-    mark = ledger_of(stack).watermark(stream)
-    assert mark is not None
+    mark = mark_of(stack, stream)
     machine, table = stack.client("stepfunctions"), ledger_of(stack).table
     first = mark.low - 15_000
 
@@ -57,18 +56,13 @@ def test_a_paused_backfill_ends_in_order_and_the_same_input_goes_on_on_lambda(
         assert done["status"] == "SUCCEEDED", (done.get("error"), done.get("cause"))
         return str(json.loads(done["output"])["status"])
 
-    def low() -> int:
-        now = ledger_of(stack).watermark(stream)
-        assert now is not None
-        return now.low
-
     name = f"paused-{os.getpid()}"
     table.put_item(Item={"stream": "backfill", "item": name, "wanted": "pause"})
     assert run(name) == "paused"
-    assert low() == mark.low
+    assert low_of(stack, stream) == mark.low
     tasks = len(ended(stack))
     assert run(f"resumed-{os.getpid()}") == "done"
-    assert low() == first
+    assert low_of(stack, stream) == first
     assert len(ended(stack)) == tasks, "so little needs no task"
     assert run(f"again-{os.getpid()}") == "done", "nothing is missing"
 

@@ -13,16 +13,14 @@ import boto3
 import pytest
 from typer.testing import CliRunner
 
-from local.exchange_sim.server import running
 from schemahub import backfill, errors, events
 from schemahub.archive_plan import archive_files
 from schemahub_cli import backfills, target
 from schemahub_cli.main import app
-from tests.lake import make_glue_check_versions
-from tests.unit.archive_worlds import OLD, WORLD
+from tests.unit.archive_worlds import OLD
 from tests.unit.backfills import Backfill
 from tests.unit.pipelines import BINANCE
-from tests.unit.test_maintain_archives import NEXT, Maintained, made, taken_wrong
+from tests.unit.test_maintain_archives import NEXT, Maintained, small, taken_wrong
 
 RUNNER = CliRunner(env={"COLUMNS": "220"})
 NAME = "binance:BTC-USDT"
@@ -30,11 +28,7 @@ NAME = "binance:BTC-USDT"
 
 @pytest.fixture
 def world(aws: boto3.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maintained]:
-    make_glue_check_versions(monkeypatch)
-    monkeypatch.setattr("schemahub.backfill.CHUNK_ROWS", 1_000)
-    small = {**WORLD, "binance": {**WORLD["binance"], "trades_per_day": 1_200}}  # type: ignore[dict-item]
-    with running(small) as server:
-        world = made(aws, server, tmp_path)
+    with small(aws, tmp_path, monkeypatch) as world:
         where = SimpleNamespace(deps=world.deps, stack="schemahub-test", where="schemahub-test", local=True)
         monkeypatch.setattr(target, "resolve", lambda name: where)
         yield world

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -95,13 +96,20 @@ def made(aws: boto3.Session, server: Any, folder: Path) -> Maintained:
     return Maintained(ArchiveWorld(pipeline, folder))
 
 
-@pytest.fixture
-def bare(aws: boto3.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maintained]:
+@contextmanager
+def small(aws: boto3.Session, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maintained]:
+    """Days of few trades, in chunks of a thousand."""
     make_glue_check_versions(monkeypatch)
     monkeypatch.setattr("schemahub.backfill.CHUNK_ROWS", 1_000)
-    small = {**WORLD, "binance": {**WORLD["binance"], "trades_per_day": 1_200}}  # type: ignore[dict-item]
-    with running(small) as server:
-        yield made(aws, server, tmp_path)
+    quiet = {**WORLD, "binance": {**WORLD["binance"], "trades_per_day": 1_200}}  # type: ignore[dict-item]
+    with running(quiet) as server:
+        yield made(aws, server, folder)
+
+
+@pytest.fixture
+def bare(aws: boto3.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maintained]:
+    with small(aws, tmp_path, monkeypatch) as world:
+        yield world
 
 
 def taken_wrong(world: Maintained, *days: dt.date, first: int = 320) -> None:
