@@ -20,6 +20,7 @@ SECTIONS = (
     ("Verify, one core, one stream on local disk", "verify", ("--rows", "200000")),
     ("Filling back history beside plain scripts", "backfill", ("--trades", "20000", "--latency-ms", "0")),
     ("Archive, one core, a month's zip to raw objects", "archive", ("--rows", "200000")),
+    ("Start-up of commands", "startup", ("--repeat", "1")),
     ("Shared token bucket under 16 threads", "throttle", ("--requests", "5")),
 )
 

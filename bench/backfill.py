@@ -111,7 +111,7 @@ def _deps(url: str, given: dict[str, str]) -> Any:
     """Real adapters over empty tables and an empty bucket in the embedded AWS."""
     import boto3
 
-    from schemahub.runtime import Settings, build
+    from schemahub.deps import Settings, build
     from tests.conftest import create_tables
 
     os.environ |= {"AWS_ENDPOINT_URL": given["aws"], "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}

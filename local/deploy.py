@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3
 from botocore.exceptions import ClientError
 
 from local import ministack
@@ -46,6 +45,8 @@ class DeployFailed(StackError):
 
 def client(daemon: Daemon, service: str) -> Any:
     """A boto3 client of the embedded AWS with the rights of the account's root."""
+    import boto3
+
     return boto3.client(
         service,  # type: ignore[call-overload]
         endpoint_url=daemon.endpoint,

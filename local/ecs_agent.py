@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import boto3
 import psutil
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -113,6 +112,8 @@ class Agent:
     """Looks at one cluster again and again; ``look`` and ``watch`` are its two steps."""
 
     def __init__(self, home: Path, endpoint: str, cluster: str, ecs: Any = None) -> None:
+        import boto3  # the agent's process needs it; `schemahub local status`, which imports this module, does not
+
         self.home, self.endpoint, self.cluster = home, endpoint, cluster
         self.ecs: Any = ecs or boto3.client(
             "ecs",

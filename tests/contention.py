@@ -22,11 +22,11 @@ from botocore.config import Config
 
 from schemahub import events, ingest, publishing
 from schemahub.clock import SystemClock
+from schemahub.deps import Settings, build
 from schemahub.errors import SchemaHubError
 from schemahub.exchanges import RequestsHttp
 from schemahub.mappings import load_mapping
 from schemahub.pacing import PacedExchange
-from schemahub.runtime import Settings, build
 from schemahub.streams import Stream
 from tests.unit.worlds import STREAM, World
 

@@ -20,6 +20,7 @@ from schemahub.batches import Batch
 from schemahub.certificate import SignOff
 from schemahub.clock import FakeClock
 from schemahub.commit import Committed, commit_segments, segment_of, settle_hole
+from schemahub.deps import Deps, Settings, build
 from schemahub.evidence import files_of
 from schemahub.fetch import Fetched
 from schemahub.holes import Look, after_look
@@ -27,7 +28,6 @@ from schemahub.lake import Lake as Table
 from schemahub.lake import lake_of
 from schemahub.mappings import load_mapping
 from schemahub.publish import iceberg_file
-from schemahub.runtime import Deps, Settings, build
 from schemahub.streams import Absent, Chunk, Interval, Segment, Stream
 from schemahub.transform import transform_batch
 from tests.conftest import create_tables, quick_session

@@ -13,9 +13,9 @@ from schemahub import backfill, coverage, events
 from schemahub.archive_plan import archive_files
 from schemahub.archives import ArchiveFile
 from schemahub.backfill_plan import Estimate, Wanted
+from schemahub.deps import Deps
 from schemahub.errors import BadConfig, SchemaHubError
 from schemahub.mappings import load_mapping
-from schemahub.runtime import Deps
 from schemahub.streams import Interval, Stream
 from schemahub_cli.output import clock, dollars, listing
 from schemahub_cli.positions import place

@@ -9,10 +9,10 @@ from typing import Any
 from rich.table import Table
 
 from schemahub import cost
+from schemahub.deps import Deps
 from schemahub.errors import SchemaHubError
 from schemahub.mappings import load_mapping
 from schemahub.paging import Expected
-from schemahub.runtime import Deps
 from schemahub.streams import Chunk, Segment, Stream
 from schemahub_cli.output import clock, dollars, listing
 from schemahub_cli.positions import place

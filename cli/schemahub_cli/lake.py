@@ -24,7 +24,8 @@ FROM rows GROUP BY 1, 2
 """
 
 
-VIEWS = ("trades", "instruments")
+TABLES = {"trades": "unified_trades", "instruments": "instruments"}
+"""The views of a query, each with its table in Glue."""
 
 
 class NoTable(BadQuery):
@@ -35,31 +36,34 @@ class NoTable(BadQuery):
 
 def views_in(sql: str) -> tuple[str, ...]:
     """Which of the views a query may mean: a table that was not written yet matters only where it is asked for."""
-    return tuple(view for view in VIEWS if re.search(rf"\b{view}\b", sql, re.IGNORECASE))
+    return tuple(view for view in TABLES if re.search(rf"\b{view}\b", sql, re.IGNORECASE))
 
 
 def connect(target: Target, views: Iterable[str] = ("trades",)) -> Any:
-    """A DuckDB connection with these of the VIEWS: each table as it is now.
+    """A DuckDB connection with these of the TABLES: each table as it is now.
 
     Raises:
         NoTable: one of them was not written yet.
     """
-    from pyiceberg.exceptions import NoSuchTableError
-
     from schemahub import query
-    from schemahub.catalog import LakeCatalog
-    from schemahub.instruments_table import TABLE
 
-    settings = target.deps.settings
-    catalog = LakeCatalog(target.session)
-    names = {"trades": settings.table, "instruments": TABLE}
-    tables = {}
-    for view in views:
-        try:
-            tables[view] = catalog.load_table((settings.database, names[view]))
-        except NoSuchTableError as error:
-            raise NoTable(f"the table {settings.database}.{names[view]} does not exist yet") from error
-    return query.connect(target.session, tables.get("trades"), instruments=tables.get("instruments"))
+    return query.open_tables(target.session, {view: _metadata_file(target, TABLES[view]) for view in views})
+
+
+def _metadata_file(target: Target, table: str) -> str:
+    """Where the table's newest metadata is, by one question to Glue: PyIceberg would read the file that DuckDB reads.
+
+    Raises NoTable.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        found = target.client("glue").get_table(DatabaseName=target.database, Name=table)["Table"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "EntityNotFoundException":
+            raise
+        raise NoTable(f"the table {target.database}.{table} does not exist yet") from error
+    return str(found["Parameters"]["metadata_location"])
 
 
 @dataclass(frozen=True)

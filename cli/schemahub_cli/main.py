@@ -1,20 +1,77 @@
-"""The ``schemahub`` command: registers what ``commands/`` holds. docs/cli.md describes every command and option."""
+"""The ``schemahub`` command: names what ``commands/`` holds. docs/cli.md describes every command and option.
+
+Nothing here may import a command: a test measures what `--help` loads.
+"""
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 
-from schemahub_cli.commands import backfill, exchange, gaps, local, pipeline, query, replay, seed, state, status, verify
+from schemahub_cli.lazy import Named, lazy_group
 
 EPILOG = (
     "Exit codes: 0 done · 1 failed, with a named error · 2 wrong usage · 3 stack not found or unreachable · "
     "4 skipped, another run is busy."
 )
 
+COMMANDS = {
+    name: Named(f"schemahub_cli.commands.{module}", attribute, text)
+    for name, module, attribute, text in (
+        (
+            "update-seed",
+            "seed",
+            "update_seed",
+            "Ask the exchanges what they list and choose what runs pull (config/products.json in the bucket).",
+        ),
+        ("run", "pipeline", "run", "Pull everything new, then publish it: the whole pipeline, as the schedule does."),
+        ("ingest", "pipeline", "ingest", "Pull everything new; come back as soon as all of it is committed."),
+        (
+            "transform",
+            "pipeline",
+            "transform",
+            "Publish what is committed and not yet in the table (`run` does this by itself).",
+        ),
+        (
+            "query",
+            "query",
+            "query",
+            "Run one SELECT over the unified table `trades`, and over `instruments`: what is and was listed.",
+        ),
+        (
+            "status",
+            "status",
+            "status",
+            "Watermarks, what waits to be published, locks, token buckets, breakers, running executions.",
+        ),
+        (
+            "gaps",
+            "gaps",
+            "gaps",
+            "Ids that the exchange did not deliver: ranges of each stream with their class, and their repair.",
+        ),
+        (
+            "verify",
+            "verify",
+            "verify",
+            "Prove that each trade is in the table exactly once, from the ledger and the raw objects to the rows.",
+        ),
+        (
+            "replay",
+            "replay",
+            "run",
+            "Find failed executions, their streams and chunks, and run again what nobody has done since.",
+        ),
+        ("backfill", "backfill", "app", "History below what runs have pulled: plan it, start it, watch it, pause it."),
+        ("state", "state", "app", "The state tables in DynamoDB, after they were lost or restored."),
+        ("exchange", "exchange", "app", "Add exchanges, and look at them through their mappings (no stack needed)."),
+        ("local", "local", "app", "The whole platform on this machine: no Docker, no account, no network."),
+    )
+}
+
 app = typer.Typer(
+    cls=lazy_group(COMMANDS),
     no_args_is_help=True,
     rich_markup_mode="rich",
     epilog=EPILOG,
@@ -26,6 +83,8 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
         try:
             print(version("schemahub"))
         except PackageNotFoundError:
@@ -53,18 +112,3 @@ def schemahub(
 
     [bold]In an AWS account[/]: the same commands with [cyan]--stack NAME[/].
     """
-
-
-app.command("update-seed")(seed.update_seed)
-app.command("run")(pipeline.run)
-app.command("ingest")(pipeline.ingest)
-app.command("transform")(pipeline.transform)
-app.command("query")(query.query)
-app.command("status")(status.status)
-app.command("gaps")(gaps.gaps)
-app.command("verify")(verify.verify)
-app.command("replay")(replay.run)
-app.add_typer(backfill.app, name="backfill")
-app.add_typer(state.app, name="state")
-app.add_typer(exchange.app, name="exchange")
-app.add_typer(local.app, name="local")

@@ -10,7 +10,6 @@ from enum import IntEnum
 from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
-from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -90,12 +89,16 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             fail(error, Exit.NO_STACK, as_json)
         except SchemaHubError as error:
             fail(error, Exit.FAILED, as_json)
-        except (EndpointConnectionError, NoCredentialsError) as error:
-            fail(StackUnreachable(str(error)), Exit.NO_STACK, as_json)
-        except (ClientError, BotoCoreError) as error:
-            fail(error, Exit.FAILED, as_json)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+        except Exception as error:
+            from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
+
+            if isinstance(error, EndpointConnectionError | NoCredentialsError):
+                fail(StackUnreachable(str(error)), Exit.NO_STACK, as_json)
+            if isinstance(error, ClientError | BotoCoreError):
+                fail(error, Exit.FAILED, as_json)
+            raise
 
     return run
 

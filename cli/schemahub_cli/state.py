@@ -10,11 +10,11 @@ from typing import Any
 from schemahub import ingest
 from schemahub.breaker import CLOSED
 from schemahub.conditional import read
+from schemahub.deps import Deps
 from schemahub.errors import SchemaHubError
 from schemahub.mappings import load_mapping
 from schemahub.pacing import PacedExchange
 from schemahub.paging import paging_of
-from schemahub.runtime import Deps
 from schemahub.streams import Stream
 from schemahub.throttle import Bucket, SharedBucket
 

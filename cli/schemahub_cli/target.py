@@ -12,16 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-
-from local import stack as local_stack
-from local.ministack import REGION, ROOT_CREDENTIALS
 from schemahub_cli.output import StackUnreachable
 
 if TYPE_CHECKING:
-    from schemahub.runtime import Deps
+    import boto3
+
+    from schemahub.deps import Deps
 
 OUTPUTS = (
     "BucketName",
@@ -51,9 +47,9 @@ class Target:
     @functools.cached_property
     def deps(self) -> Deps:
         """The core's adapters, with the settings that the stack's own functions have."""
-        from schemahub import runtime  # Powertools takes half a second to import; most commands need it, --help not
+        from schemahub.deps import Settings, build
 
-        return runtime.build(runtime.Settings.from_env(self.environment()), self.session)
+        return build(Settings.from_env(self.environment()), self.session)
 
     @property
     def bucket(self) -> str:
@@ -91,23 +87,10 @@ class Target:
         return dict(answer.get("Environment", {}).get("Variables", {}))
 
 
-class LocalSession(boto3.Session):
-    """A session whose clients talk to the embedded AWS."""
-
-    def __init__(self, endpoint: str) -> None:
-        keys = ROOT_CREDENTIALS
-        super().__init__(keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"], region_name=REGION)
-        self.endpoint = endpoint
-
-    def client(self, *args: Any, **kwargs: Any) -> Any:
-        return super().client(*args, **{"endpoint_url": self.endpoint, **kwargs})
-
-    def resource(self, *args: Any, **kwargs: Any) -> Any:
-        return super().resource(*args, **{"endpoint_url": self.endpoint, **kwargs})
-
-
 @functools.cache
 def _client(session: boto3.Session, service: str) -> Any:
+    from botocore.config import Config
+
     # Polling must notice a dead stack in seconds, and a transform may keep a small machine busy for some.
     config = Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 5, "mode": "standard"})
     return session.client(service, config=config)  # type: ignore[call-overload]
@@ -119,14 +102,19 @@ def resolve(stack: str | None) -> Target:
     Raises:
         StackUnreachable: not deployed, not running, no credentials, or not a SchemaHub stack.
     """
+    from local.stack import default_home
+
     if stack is None:
-        return resolve_local(local_stack.default_home())
+        return resolve_local(default_home())
     session = _cloud_session()
     return Target(stack, False, session, stack_outputs(session, stack))
 
 
 def resolve_local(home: Path) -> Target:
     """The running local stack of that home directory. Raises StackUnreachable."""
+    from local import stack as local_stack
+    from schemahub_cli.session import LocalSession
+
     try:
         found = local_stack.attach(home)
     except local_stack.StackError as error:
@@ -135,6 +123,8 @@ def resolve_local(home: Path) -> Target:
 
 
 def _cloud_session() -> boto3.Session:
+    import boto3
+
     session = boto3.Session()
     if not session.region_name:
         raise StackUnreachable("no AWS region is set", remedy="Set AWS_REGION or choose a profile with AWS_PROFILE.")
@@ -147,6 +137,8 @@ def stack_outputs(session: boto3.Session, name: str) -> dict[str, str]:
     Raises:
         StackUnreachable: see ``resolve``.
     """
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
         found = _client(session, "cloudformation").describe_stacks(StackName=name)["Stacks"]
     except ClientError as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from schemahub import events, ingest
-from schemahub.runtime import Deps, handler_of
+from schemahub.deps import Deps
+from schemahub.runtime import handler_of
 
 
 @handler_of(events.OpenRun)

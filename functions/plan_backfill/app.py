@@ -6,7 +6,8 @@ from typing import Any
 
 from schemahub import backfill, events
 from schemahub.archive_plan import archive_files
-from schemahub.runtime import Deps, handler_of
+from schemahub.deps import Deps
+from schemahub.runtime import handler_of
 
 
 @handler_of(events.PlanBackfill)

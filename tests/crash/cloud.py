@@ -34,7 +34,8 @@ from moto.core.models import botocore_stubber
 from local.exchange_sim.simulator import Simulator
 from schemahub import exchanges, runtime
 from schemahub.clock import FakeClock
-from schemahub.runtime import Deps
+from schemahub.deps import Deps
+from schemahub.mappings import load_mapping
 from tests.crash.effects import RETURN, Effect, describe, is_read
 from tests.simulation.asl import StateFailed
 
@@ -251,7 +252,7 @@ def work(cloud: Cloud, line: Connection) -> None:
     runtime.deps_from_env = lambda: cloud.deps  # type: ignore[assignment]
     cloud.handlers["release_on_failure"].deps_from_env = lambda: cloud.deps
     for name in ("coinbase", "binance"):
-        object.__setattr__(runtime.load_mapping(name).requests, "page_size", PAGE_SIZE)
+        object.__setattr__(load_mapping(name).requests, "page_size", PAGE_SIZE)
     cloud.mutant(cloud.deps)
     with contextlib.suppress(EOFError):
         while True:

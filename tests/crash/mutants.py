@@ -13,8 +13,8 @@ from typing import Any
 from schemahub import ingest, mirror, publish, raw
 from schemahub.catalog import LakeCatalog
 from schemahub.commit import segment_of
+from schemahub.deps import Deps
 from schemahub.ledger import Ledger, Watermark
-from schemahub.runtime import Deps
 from schemahub.streams import Chunk, RawObject, Segment
 from tests.crash.worlds import STREAMS
 

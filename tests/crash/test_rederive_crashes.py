@@ -18,9 +18,10 @@ import pytest
 
 from schemahub import events, publishing
 from schemahub.clock import FakeClock
+from schemahub.deps import Deps, Settings, build
 from schemahub.errors import BadStateInput
 from schemahub.mappings import Mapping, load_mapping
-from schemahub.runtime import Deps, Settings, build, parse_event
+from schemahub.runtime import parse_event
 from schemahub.streams import Segment, Stream
 from tests.conftest import create_tables
 from tests.lake import BTC, BUCKET, DATABASE, Lake, coinbase_row, make_glue_check_versions

@@ -32,10 +32,10 @@ from local.exchange_sim.world import build_world
 from schemahub import mirror
 from schemahub.catalog import LakeCatalog
 from schemahub.clock import FakeClock
+from schemahub.deps import Deps, Settings, build
 from schemahub.ledger import Watermark
 from schemahub.locks import LEASE_MS
 from schemahub.objects import ObjectStore
-from schemahub.runtime import Deps, Settings, build
 from schemahub.streams import Stream, covers, gaps, overlapping
 from tests.conftest import LOADER, REGION, create_tables, quick_session
 from tests.crash.cloud import ROOT, Cloud, Wire

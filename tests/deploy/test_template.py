@@ -290,7 +290,7 @@ def test_what_needs_a_look_has_an_alarm_on_the_metric_that_the_code_counts(resou
     (alarm,) = (
         a for a in of_type(resources, "AWS::CloudWatch::Alarm").values() if a["MetricName"] != "ExecutionsFailed"
     )
-    assert f'count("{alarm["MetricName"]}")' in (ROOT / "layers/core/schemahub/runtime.py").read_text()
+    assert f'count("{alarm["MetricName"]}")' in (ROOT / "layers/core/schemahub/deps.py").read_text()
     given = of_type(resources, "AWS::Lambda::Function")["PlanStreamFunction"]["Environment"]["Variables"]
     assert alarm["Namespace"] == given["POWERTOOLS_METRICS_NAMESPACE"]
     assert alarm["Dimensions"] == [{"Name": "service", "Value": given["POWERTOOLS_SERVICE_NAME"]}]

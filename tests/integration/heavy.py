@@ -23,7 +23,8 @@ from schemahub.raw import parse_raw_key
 from schemahub.streams import Stream
 from schemahub_cli import target
 from schemahub_cli.main import app
-from schemahub_cli.target import LocalSession, Target
+from schemahub_cli.session import LocalSession
+from schemahub_cli.target import Target
 from tests.integration.conftest import Simulator
 from tests.integration.test_end_to_end import ingest, ledger_of
 

@@ -15,7 +15,7 @@ import boto3
 import pytest
 
 from local import ministack, sim_process
-from schemahub.runtime import Settings, build
+from schemahub.deps import Settings, build
 from schemahub.streams import overlapping
 from tests.conftest import create_tables
 from tests.contention import in_processes, load_one_bucket, overlapping_runs, publish_pending, table_ids

@@ -25,7 +25,8 @@ from schemahub.query import connect
 from schemahub.streams import Stream
 from schemahub_cli import target
 from schemahub_cli.main import app
-from schemahub_cli.target import LocalSession, Target
+from schemahub_cli.session import LocalSession
+from schemahub_cli.target import Target
 from tests.integration.conftest import RECORDINGS, Simulator
 
 pytestmark = pytest.mark.end_to_end

@@ -13,7 +13,8 @@ from schemahub.holes import LOOKS_APART_S
 from schemahub.streams import Stream
 from schemahub_cli import target
 from schemahub_cli.main import app
-from schemahub_cli.target import LocalSession, Target
+from schemahub_cli.session import LocalSession
+from schemahub_cli.target import Target
 from tests.integration.conftest import Simulator
 from tests.integration.test_end_to_end import assert_exactly_the_exchange, ingest, ledger_of, oracle, run, table_rows
 

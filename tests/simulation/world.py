@@ -19,6 +19,7 @@ from local.exchange_sim.simulator import Simulator
 from local.exchange_sim.world import build_world
 from schemahub import events, ingest, outages, publishing
 from schemahub.clock import FakeClock
+from schemahub.deps import Deps, Settings
 from schemahub.errors import ExchangeUnavailable
 from schemahub.exchanges import Answer
 from schemahub.failures import release_failed
@@ -26,7 +27,7 @@ from schemahub.ledger import Ledger
 from schemahub.locks import Locks
 from schemahub.mappings import load_mapping
 from schemahub.objects import ObjectStore
-from schemahub.runtime import Deps, Settings, parse_event
+from schemahub.runtime import parse_event
 from schemahub.streams import Stream
 from tests.simulation.asl import RUNNING, SUCCEEDED, Execution, Service
 from tests.simulation.model import Model, demand

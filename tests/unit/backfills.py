@@ -11,11 +11,11 @@ from schemahub.backfill_plan import TaskSpec
 from schemahub.clock import Clock
 from schemahub.commit import segment_of
 from schemahub.commit_below import Seams, commit_islands
+from schemahub.deps import Deps
 from schemahub.errors import SchemaHubError
 from schemahub.mappings import load_mapping
 from schemahub.pacing import PacedExchange
 from schemahub.paging import paging_of
-from schemahub.runtime import Deps
 from schemahub.streams import Chunk, Segment, Stream
 from tests.unit.worlds import STREAM, World
 

@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 from schemahub.backfill_task import read_spec
 from schemahub.batches import Batch
 from schemahub.clock import FakeClock
+from schemahub.deps import Settings
 from schemahub.locks import Locks
 from schemahub.mappings import load_mapping, parse_mapping
-from schemahub.runtime import Settings
 from schemahub.streams import Segment, Stream
 from schemahub.throttle import Bucket
 from schemahub_cli import target

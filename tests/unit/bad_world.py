@@ -30,8 +30,8 @@ from moto.s3.models import s3_backends
 
 from schemahub import runtime
 from schemahub.clock import FakeClock
+from schemahub.deps import Deps, Settings, build
 from schemahub.exchanges import RequestsHttp
-from schemahub.runtime import Deps, Settings
 from schemahub.streams import Stream
 from tests.conftest import REGION, create_tables, quick_session
 from tests.lake import make_glue_check_versions
@@ -315,7 +315,7 @@ def bad_world(folder: Path) -> Iterator[BadWorld]:
         market, web = Market(), requests.Session()
         web.trust_env = False
         web.mount("https://", market)
-        deps = runtime.build(settings, session, FakeClock(NOW_MS), RequestsHttp(web))
+        deps = build(settings, session, FakeClock(NOW_MS), RequestsHttp(web))
         patch.setattr(runtime, "deps_from_env", lambda: deps)
         world = BadWorld(session, deps, market, handlers(patch), topic)
         world.build()

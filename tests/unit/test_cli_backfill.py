@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from local.exchange_sim.server import Server, running
 from schemahub import backfill_notes, coverage
-from schemahub.runtime import Settings
+from schemahub.deps import Settings
 from schemahub.streams import Interval, Stream, merge
 from schemahub_cli import backfill_watch, target
 from schemahub_cli.backfill_watch import BackfillWatch, StreamBackfill

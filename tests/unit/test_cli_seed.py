@@ -71,7 +71,15 @@ def stack(lake: Lake) -> Any:
     settings = SimpleNamespace(database=DATABASE, table="unified_trades")
     ledger = SimpleNamespace(watermark=lambda stream: None)
     deps = SimpleNamespace(objects=lake.objects, clock=lake.clock, settings=settings, ledger=ledger)
-    return SimpleNamespace(stack="schemahub-test", where="schemahub-test", session=lake.session, deps=deps, local=True)
+    return SimpleNamespace(
+        stack="schemahub-test",
+        where="schemahub-test",
+        session=lake.session,
+        client=lake.session.client,
+        database=DATABASE,
+        deps=deps,
+        local=True,
+    )
 
 
 def update(*arguments: str, exit_code: int = 0) -> Any:

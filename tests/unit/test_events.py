@@ -8,8 +8,9 @@ import pytest
 from pydantic import BaseModel
 
 from schemahub import events
+from schemahub.deps import Settings
 from schemahub.errors import BadConfig, BadProductId, BadStateInput, SchemaVersionMismatch
-from schemahub.runtime import Settings, log_keys, parse_event
+from schemahub.runtime import log_keys, parse_event
 from schemahub.streams import MAX_POSITION, Chunk, Stream
 
 EXECUTION = {

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
+from schemahub.deps import Deps
 from schemahub.fetch import Fetched
 from schemahub.holes import Hole, Look
 from schemahub.mappings import exchanges, load_mapping
 from schemahub.paths import look_along, others_first, paths_of
-from schemahub.runtime import Deps
 from schemahub.streams import Chunk, Interval, Stream
 
 STREAM = Stream("coinbase", "BTC-USD")

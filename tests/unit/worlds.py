@@ -14,9 +14,10 @@ import boto3
 
 from schemahub import events, ingest
 from schemahub.clock import SystemClock
+from schemahub.deps import Deps, Settings, build
 from schemahub.errors import SchemaHubError
 from schemahub.mappings import exchanges
-from schemahub.runtime import Deps, Settings, build, parse_event
+from schemahub.runtime import parse_event
 from schemahub.streams import Stream
 from tests.conftest import create_tables
 

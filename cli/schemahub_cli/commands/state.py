@@ -14,8 +14,8 @@ from schemahub_cli import executions, target
 from schemahub_cli.output import Exit, JsonOption, Say, StackOption, command, listing
 
 if TYPE_CHECKING:
+    from schemahub.deps import Deps
     from schemahub.rebuild import Rebuilt
-    from schemahub.runtime import Deps
 
 app = typer.Typer(no_args_is_help=True, help="The state tables in DynamoDB, after they were lost or restored.")
 

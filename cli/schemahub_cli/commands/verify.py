@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import boto3
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -162,6 +161,8 @@ def _write(folder: Path, document: Document) -> None:
 
 
 def _recheck(place: str, streams: Sequence[Stream], folder: Path | None, deep: bool, watch: Watch) -> Iterator[Verdict]:
+    import boto3
+
     from schemahub.audit import recheck
     from schemahub.lake import lake_at
 

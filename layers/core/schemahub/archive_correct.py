@@ -26,6 +26,7 @@ from schemahub.archive_sort import BUCKET_IDS, Spill
 from schemahub.archives import ArchiveFile, read_state
 from schemahub.commit import MAX_TRIES, holds, passing, reasons, segment_of
 from schemahub.corrections import Correction, Document, correction_key, corrections, read_correction, write_correction
+from schemahub.deps import Deps
 from schemahub.errors import ArchiveError, BadStateInput, CorruptState, ExchangeError, LockLost
 from schemahub.fetch import MAX_HOLES, Fetched
 from schemahub.holes import Hole, committed_holes
@@ -33,7 +34,6 @@ from schemahub.ledger import MAX_ITEMS_PER_TRANSACTION
 from schemahub.locks import Lease, Renewer
 from schemahub.mappings import Mapping, load_mapping
 from schemahub.pacing import PacedExchange
-from schemahub.runtime import Deps
 from schemahub.streams import Absent, Chunk, Interval, Segment, Stream, gaps, runs
 
 

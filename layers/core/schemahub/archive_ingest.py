@@ -27,6 +27,7 @@ from schemahub.archive_sort import Spill, bucket_width
 from schemahub.archives import ArchiveFile, FileState, address_of, archive_of, read_state, write_state
 from schemahub.backfill_plan import TaskSpec
 from schemahub.coverage import missing
+from schemahub.deps import MAX_CHUNK_PAGES, Deps
 from schemahub.errors import (
     ArchiveAbsent,
     ArchiveError,
@@ -38,7 +39,6 @@ from schemahub.errors import (
 from schemahub.fetch import Fetched
 from schemahub.mappings import Mapping, load_mapping
 from schemahub.pacing import PacedExchange
-from schemahub.runtime import MAX_CHUNK_PAGES, Deps
 from schemahub.streams import Chunk, Interval, RawObject, Stream, merge
 
 EMPTY_CHUNKS = 100

@@ -23,12 +23,12 @@ from schemahub.archive_layout import layout_of
 from schemahub.archive_read import Read, member_of, read_rows
 from schemahub.archive_reconcile import same_trade
 from schemahub.archives import ArchiveFile, files_for
+from schemahub.deps import Deps, logger
 from schemahub.errors import ArchiveError, ExchangeRefused, ExchangeUnavailable, ResponseInterrupted
 from schemahub.fetch import Fetched
 from schemahub.holes import Hole, Look, neighbours, pace
 from schemahub.mappings import Mapping, load_mapping
 from schemahub.reissues import checksums_of
-from schemahub.runtime import Deps, logger
 from schemahub.streams import Chunk, Interval, Segment, gaps, runs
 
 MAX_PACKED_BYTES = 384 * 2**20

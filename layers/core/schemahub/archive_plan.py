@@ -11,8 +11,8 @@ from typing import Any
 
 from schemahub import seek
 from schemahub.archives import archive_of, files_for, states
+from schemahub.deps import Deps
 from schemahub.mappings import load_mapping
-from schemahub.runtime import Deps
 from schemahub.streams import Interval, Stream
 
 WORTH_REQUESTS = 40

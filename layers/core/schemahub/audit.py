@@ -12,13 +12,13 @@ import duckdb
 
 from schemahub import certificate, evidence, ranges
 from schemahub.certificate import Certificate, Document, SignOff, Snapshot
+from schemahub.deps import Deps
 from schemahub.errors import CorruptState
 from schemahub.evidence import Content, Rows, place_of
 from schemahub.lake import Lake
 from schemahub.mappings import load_mapping
 from schemahub.objects import ObjectStore
 from schemahub.rebuild import named_streams
-from schemahub.runtime import Deps
 from schemahub.streams import MAX_POSITION, Interval, Segment, Stream, common, gaps, merge, minus, runs
 from schemahub.verify import (
     NOTHING,

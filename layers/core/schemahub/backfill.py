@@ -33,12 +33,12 @@ from schemahub.backfill_plan import (
 from schemahub.backfill_report import report
 from schemahub.commit import Fenced, segment_of
 from schemahub.commit_below import Seams, Torn, commit_islands, lower
+from schemahub.deps import MAX_CHUNK_PAGES, Deps, logger
 from schemahub.errors import BadConfig, BadStateInput, IncompleteChunks, LockLost, RawConflict
 from schemahub.locks import Lease, Renewer
 from schemahub.mappings import load_mapping
 from schemahub.paging import Expected, Linked, paging_of
 from schemahub.plan_linked import last_of
-from schemahub.runtime import MAX_CHUNK_PAGES, Deps, logger
 from schemahub.streams import PREFIX, Chunk, Interval, Known, Segment, Stream
 
 __all__ = [

@@ -8,8 +8,8 @@ from pathlib import Path
 from schemahub.archive_ingest import ArchiveReport, run_planned
 from schemahub.backfill_plan import TaskSpec
 from schemahub.backfill_task import Committer
+from schemahub.deps import Deps, logger
 from schemahub.errors import BadStateInput
-from schemahub.runtime import Deps, logger
 from schemahub.streams import RawObject
 
 

@@ -11,8 +11,8 @@ from decimal import Decimal
 from typing import Literal
 
 from schemahub.conditional import read, update
+from schemahub.deps import Deps
 from schemahub.errors import CorruptState
-from schemahub.runtime import Deps
 from schemahub.streams import Stream
 
 Wish = Literal["run", "pause", "cancel"]

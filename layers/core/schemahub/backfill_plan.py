@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from schemahub import cost
+from schemahub.deps import Settings
 from schemahub.errors import BadStateInput
 from schemahub.locks import Lease
 from schemahub.mappings import Mapping
 from schemahub.paging import Expected
-from schemahub.runtime import Settings
 from schemahub.streams import Chunk, Interval, Stream, position
 
 PRESETS = {"small": (3, 5), "medium": (5, 9), "large": (10, 20)}

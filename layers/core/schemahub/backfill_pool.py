@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from schemahub import outages
 from schemahub.backfill_plan import TaskSpec, pages_per_second
+from schemahub.deps import Deps, logger
 from schemahub.errors import (
     CircuitOpen,
     EmptyPage,
@@ -28,7 +29,6 @@ from schemahub.errors import (
 from schemahub.ingest import make_durable
 from schemahub.mappings import load_mapping
 from schemahub.paging import paging_of
-from schemahub.runtime import Deps, logger
 from schemahub.streams import Absent, Chunk, RawObject
 
 MAX_TRADES = 150_000

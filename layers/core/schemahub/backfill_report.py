@@ -9,9 +9,9 @@ from typing import Any
 
 from schemahub import backfill_notes, coverage, events, raw
 from schemahub.archives import FileState, archive_of, states
+from schemahub.deps import Deps
 from schemahub.errors import CorruptState, NothingIngested
 from schemahub.mappings import load_mapping
-from schemahub.runtime import Deps
 from schemahub.streams import Interval, Segment, Stream
 
 SHOWN = 20

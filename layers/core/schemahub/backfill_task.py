@@ -30,9 +30,9 @@ from schemahub.backfill_pool import Durable, Pool
 from schemahub.commit import Fenced, segment_of
 from schemahub.commit_below import Seams, Torn, commit_islands, lower
 from schemahub.correction_task import Corrected, CorrectionSpec
+from schemahub.deps import Deps, logger
 from schemahub.errors import BadStateInput, LockLost, about
 from schemahub.ingest import say_what_is_lost
-from schemahub.runtime import Deps, logger
 from schemahub.streams import Chunk, RawObject
 
 BEAT_S = 30.0

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from boto3.dynamodb.types import TypeDeserializer
 from botocore.exceptions import ClientError
 
 from schemahub.errors import CorruptState
@@ -74,6 +73,8 @@ def _old_item(table: Any, key: Item, error: ClientError) -> Item:
     raw: Any = error.response.get("Item")
     if raw is None:
         return read(table, key)
+    from boto3.dynamodb.types import TypeDeserializer
+
     deserialise = TypeDeserializer().deserialize
     return {name: deserialise(value) for name, value in raw.items()}
 

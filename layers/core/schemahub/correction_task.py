@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from schemahub import outages, reissues
 from schemahub.archives import ArchiveFile
+from schemahub.deps import Deps, logger
 from schemahub.errors import ArchiveError, BadStateInput, ExchangeError, LockBusy, about
 from schemahub.mappings import load_mapping
-from schemahub.runtime import Deps, logger
 from schemahub.streams import Stream
 
 MAX_FILES = 100

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from schemahub.deps import Deps
 from schemahub.errors import BadStateInput
-from schemahub.runtime import Deps
 
 MAX_SUBJECT = 100
 """SNS allows no longer subject."""

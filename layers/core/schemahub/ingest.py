@@ -15,6 +15,7 @@ from schemahub import commit, events, mirror, plan, raw, seams, witness
 from schemahub.backfill_plan import Estimate, Means, TaskSpec, estimate, means_of, number_of_tasks, split
 from schemahub.commit import Committed, Fenced, segment_of
 from schemahub.conditional import whole
+from schemahub.deps import MAX_CHUNK_PAGES, Deps
 from schemahub.errors import (
     BadConfig,
     BadProductId,
@@ -33,7 +34,6 @@ from schemahub.mappings import NS, exchanges, load_mapping
 from schemahub.objects import ObjectStore
 from schemahub.pacing import PacedExchange
 from schemahub.paging import Begin, ColdStart, Expected, Linked, paging_of
-from schemahub.runtime import MAX_CHUNK_PAGES, Deps
 from schemahub.seed import SEED_KEY, parse_streams
 from schemahub.streams import PREFIX, TRADES, Absent, Chunk, Interval, RawObject, Stream, continuous_prefix
 

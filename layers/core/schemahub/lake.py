@@ -13,11 +13,11 @@ from pyiceberg.table.metadata import TableMetadataUtil
 
 from schemahub import query
 from schemahub.catalog import LakeCatalog, newest_metadata, published_of, quarantined_of
+from schemahub.deps import Deps
 from schemahub.errors import BadInput, CorruptState
 from schemahub.evidence import MEMORY, files_of
 from schemahub.folder import open_folder
 from schemahub.objects import ObjectStore
-from schemahub.runtime import Deps
 from schemahub.streams import Interval, Stream
 
 

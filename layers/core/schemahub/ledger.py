@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from boto3.dynamodb.conditions import Key
-from boto3.dynamodb.types import TypeSerializer
 from botocore.exceptions import ClientError
 
 from schemahub.conditional import Rejected, update_if
@@ -23,6 +21,9 @@ from schemahub.holes import Hole, committed_holes
 from schemahub.ledger_items import hole_item, hole_name, hole_of, integer, segment_item, segment_name, segment_of
 from schemahub.locks import Lease, Locks
 from schemahub.streams import TRADES, Segment, Stream
+
+if TYPE_CHECKING:
+    from boto3.dynamodb.conditions import Key
 
 PENDING_INDEX = "pending"
 RunKind = Literal["run", "backfill"]
@@ -65,20 +66,20 @@ class Ledger:
     def segments(self, stream: Stream, first: int = 0, last: int | None = None) -> Iterator[Segment]:
         """Committed segments by position: those that begin in ``first``..``last`` (or anywhere above)."""
         end = "segment#~" if last is None else segment_name(last)
-        condition = Key("stream").eq(str(stream)) & Key("item").between(segment_name(first), end)
+        condition = _key("stream").eq(str(stream)) & _key("item").between(segment_name(first), end)
         for item in self._query(KeyConditionExpression=condition, ConsistentRead=True):
             yield segment_of(item)
 
     def newest_segments(self, stream: Stream, last: int | None = None) -> Iterator[Segment]:
         """Committed segments, the newest first; only those that begin at ``last`` or below."""
         end = "segment#~" if last is None else segment_name(last)
-        condition = Key("stream").eq(str(stream)) & Key("item").between("segment#", end)
+        condition = _key("stream").eq(str(stream)) & _key("item").between("segment#", end)
         for item in self._query(KeyConditionExpression=condition, ConsistentRead=True, ScanIndexForward=False):
             yield segment_of(item)
 
     def lowest(self, stream: Stream) -> int | None:
         """The first committed position; below the watermark where a backfill has left islands. One small read."""
-        condition = Key("stream").eq(str(stream)) & Key("item").between("segment#", "segment#~")
+        condition = _key("stream").eq(str(stream)) & _key("item").between("segment#", "segment#~")
         page = self.table.query(KeyConditionExpression=condition, ConsistentRead=True, Limit=1)
         return next((segment_of(item).first for item in page["Items"]), None)
 
@@ -88,7 +89,7 @@ class Ledger:
 
     def segment_at(self, stream: Stream, position: int) -> Segment | None:
         """The committed segment that holds a position."""
-        condition = Key("stream").eq(str(stream)) & Key("item").between("segment#", segment_name(position))
+        condition = _key("stream").eq(str(stream)) & _key("item").between("segment#", segment_name(position))
         newest = {"ScanIndexForward": False, "Limit": 1}
         for item in self._query(KeyConditionExpression=condition, ConsistentRead=True, **newest):
             segment = segment_of(item)
@@ -101,9 +102,9 @@ class Ledger:
         An index lags: they are read again from the table, so that one published meanwhile does not come back. Those
         that follow each other without a hole, as a backfill's do, are read together: nothing else lies between them.
         """
-        hints = self._query(IndexName=PENDING_INDEX, KeyConditionExpression=Key("pending").eq(TRADES))
+        hints = self._query(IndexName=PENDING_INDEX, KeyConditionExpression=_key("pending").eq(TRADES))
         for first, last in _rows_of_neighbours(hints):
-            condition = Key("stream").eq(first["stream"]) & Key("item").between(first["item"], last["item"])
+            condition = _key("stream").eq(first["stream"]) & _key("item").between(first["item"], last["item"])
             for item in self._query(KeyConditionExpression=condition, ConsistentRead=True):
                 if "pending" in item:
                     yield segment_of(item)
@@ -188,7 +189,7 @@ class Ledger:
 
     def holes(self, stream: Stream) -> Iterator[Hole]:
         """The holes of a stream as they are known by now, by position."""
-        condition = Key("stream").eq(str(stream)) & Key("item").begins_with("hole#")
+        condition = _key("stream").eq(str(stream)) & _key("item").begins_with("hole#")
         for item in self._query(KeyConditionExpression=condition, ConsistentRead=True):
             if "gone" not in item:
                 yield hole_of(item)
@@ -250,6 +251,8 @@ class Ledger:
 
     def _action(self, kind: str, values: dict[str, Any] | None = None, **parts: Any) -> dict[str, Any]:
         """One action of a transaction; without a condition of its own it demands that nothing is there yet."""
+        from boto3.dynamodb.types import TypeSerializer
+
         typed = TypeSerializer().serialize
         for name in ("Key", "Item"):
             if name in parts:
@@ -361,3 +364,10 @@ def _rows_of_neighbours(hints: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[
         first, last = (first, hint) if first is not None and follows else (hint, hint)
     if first is not None:
         yield first, last
+
+
+def _key(name: str) -> Key:
+    """A part of the key in a condition. boto3 is imported with the first one: `schemahub --help` has none."""
+    from boto3.dynamodb.conditions import Key
+
+    return Key(name)

@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from schemahub import events, maintain_archives, plan
+from schemahub.deps import Deps
 from schemahub.errors import BadStateInput, LockBusy, LockLost, SchemaHubError, StoreError, ThrottleError
 from schemahub.holes import LOOKS_APART_S, Hole
 from schemahub.maintain_archives import known_streams
 from schemahub.paths import PASSING
 from schemahub.repair import repair_stream
-from schemahub.runtime import Deps
 from schemahub.streams import PREFIX, Stream
 
 MAX_HOLES = 500

@@ -12,10 +12,10 @@ from typing import Any
 from schemahub import corrections, events, plan, reissues
 from schemahub.archives import ArchiveFile, archive_of
 from schemahub.correction_task import CorrectionSpec
+from schemahub.deps import Deps, logger
 from schemahub.errors import BadStateInput, CorruptState, ExchangeError
 from schemahub.mappings import exchanges, load_mapping
 from schemahub.rebuild import named_streams
-from schemahub.runtime import Deps, logger
 from schemahub.streams import PREFIX, Stream
 
 MAX_LOOKS = 1000

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 
 from schemahub.errors import StoreError, StoreRefused, StoreUnavailable
+
+if TYPE_CHECKING:
+    from boto3.exceptions import Boto3Error
 
 PASSING = {
     "ConditionalRequestConflict",
@@ -26,16 +29,14 @@ PASSING = {
 PASSING_REASONS = {"None", "TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"}
 """Why an action of a cancelled transaction failed."""
 
-AwsError = ClientError | BotoCoreError | Boto3Error
 
-
-def store_error(error: AwsError) -> StoreError:
+def store_error(error: ClientError | BotoCoreError | Boto3Error) -> StoreError:
     """What an error of boto3, which has already repeated the call a few times, means to a run."""
     said = " ".join(str(error).split())[:300]
     if isinstance(error, ClientError):
         return (StoreUnavailable if _passes(error) else StoreRefused)(said)
     # No answer, or a broken one. Everything else that botocore raises is wrong before anything is sent.
-    gone = isinstance(error, ConnectionError | HTTPClientError | Boto3Error)
+    gone = not isinstance(error, BotoCoreError) or isinstance(error, ConnectionError | HTTPClientError)
     return (StoreUnavailable if gone else StoreRefused)(f"{type(error).__name__}: {said}")
 
 
@@ -53,5 +54,9 @@ def named() -> Iterator[None]:
     """Let AWS's errors out as StoreUnavailable or StoreRefused."""
     try:
         yield
-    except (ClientError, BotoCoreError, Boto3Error) as error:
-        raise store_error(error) from error
+    except Exception as error:
+        from boto3.exceptions import Boto3Error  # boto3 takes 0.2 s to import, and plans need this module, not AWS
+
+        if isinstance(error, ClientError | BotoCoreError | Boto3Error):
+            raise store_error(error) from error
+        raise

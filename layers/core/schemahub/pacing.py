@@ -12,9 +12,9 @@ from typing import TypeVar
 
 from schemahub.answers import Row
 from schemahub.breaker import Breaker
+from schemahub.deps import Deps
 from schemahub.errors import RateLimited
 from schemahub.exchanges import Exchange, Product
-from schemahub.runtime import Deps
 from schemahub.streams import Stream
 from schemahub.throttle import Bucket, SharedBucket, Throttle
 

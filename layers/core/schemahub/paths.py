@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from schemahub.archives import archive_of
+from schemahub.deps import Deps
 from schemahub.errors import (
     EmptyPage,
     ExchangeUnavailable,
@@ -26,7 +27,6 @@ from schemahub.holes import HALT_S, Hole, Look, neighbours, pace, with_fills
 from schemahub.mappings import Mapping, load_mapping
 from schemahub.pacing import PacedExchange
 from schemahub.paging import paging_of
-from schemahub.runtime import Deps
 from schemahub.streams import Chunk, Interval, Stream, gaps
 
 SILENT = (EmptyPage, IncompletePage, UnknownProduct)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from schemahub import events, outages
 from schemahub.batches import Batch, Manifest, make_batches, manifest_key
+from schemahub.deps import Deps
 from schemahub.errors import BadStateInput, CorruptState, StaleBatch, about
 from schemahub.mappings import load_mapping
 from schemahub.plan import lines_of
-from schemahub.runtime import Deps
 from schemahub.streams import PREFIX, Segment, Stream
 
 if TYPE_CHECKING:

@@ -49,23 +49,25 @@ def connect(
     """
     seen = {"trades": table, "instruments": instruments}
     locations = {n: t.metadata_location for n, t in seen.items() if t is not None}
-    return _open_tables(session, locations, None, threads, snapshot)
+    return open_tables(session, locations, threads=threads, snapshot=snapshot)
 
 
 def open_view(
     session: Any, location: str, memory_limit: str | None = None, *, threads: int | None = None
 ) -> duckdb.DuckDBPyConnection:
     """``trades`` of the table whose metadata file is at ``location``; beyond ``memory_limit`` DuckDB spills."""
-    return _open_tables(session, {"trades": location}, memory_limit, threads)
+    return open_tables(session, {"trades": location}, memory_limit, threads=threads)
 
 
-def _open_tables(
+def open_tables(
     session: Any,
     locations: Mapping[str, str],
-    memory_limit: str | None,
-    threads: int | None,
+    memory_limit: str | None = None,
+    *,
+    threads: int | None = None,
     snapshot: int | None = None,
 ) -> duckdb.DuckDBPyConnection:
+    """A connection with a view for each metadata file in ``locations``. DuckDB reads the file; nothing else has to."""
     db = _open(memory_limit, threads)
     for name in EXTENSIONS:
         db.execute(f"LOAD {_text(str(_extension(name)))}")

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from schemahub import mirror, raw
 from schemahub.commit import segment_of
 from schemahub.corrections import replaced_keys
+from schemahub.deps import Deps
 from schemahub.errors import CorruptState
 from schemahub.holes import Hole, committed_holes, with_fills
 from schemahub.ingest import read_seed
 from schemahub.ledger import Watermark
 from schemahub.remains import Remains, certified_holes
-from schemahub.runtime import Deps
 from schemahub.streams import PREFIX, Interval, Segment, Stream, common, covers, merge, minus, overlapping
 
 Tile = tuple[int, int, str]

@@ -25,9 +25,9 @@ from schemahub.archives import (
     state_keys,
     states,
 )
+from schemahub.deps import Deps
 from schemahub.errors import ArchiveUnreadable, CorruptState
 from schemahub.mappings import Mapping, load_mapping
-from schemahub.runtime import Deps
 from schemahub.streams import Stream
 
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from schemahub import raw
 from schemahub.commit import Committed, Fenced, segment_of, settle_hole
+from schemahub.deps import Deps
 from schemahub.errors import LockLost
 from schemahub.fetch import Fetched
 from schemahub.holes import Hole, Look, after_look, committed_holes, with_fills
 from schemahub.locks import Lease, Renewer
 from schemahub.mappings import load_mapping
 from schemahub.paths import look_along, others_first, paths_of
-from schemahub.runtime import Deps
 from schemahub.streams import Segment, Stream
 
 MAX_FILLS = 90

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 
 from schemahub import plan
 from schemahub.answers import Row
+from schemahub.deps import Deps
 from schemahub.errors import NoHistory
 from schemahub.mappings import Mapping, load_mapping
 from schemahub.pacing import PacedExchange
 from schemahub.plan_linked import step_of
-from schemahub.runtime import Deps
 from schemahub.streams import Interval, Stream
 
 Ask = Callable[[int], Sequence[Row]]

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 from schemahub import raw
 from schemahub.answers import parse_elements
+from schemahub.deps import Deps
 from schemahub.mappings import load_mapping
-from schemahub.runtime import Deps
 from schemahub.streams import Segment, Stream
 
 
