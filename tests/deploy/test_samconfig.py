@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator
 from typing import Any
@@ -75,6 +76,23 @@ def test_tables_of_samconfig_are_complete(environment: str) -> None:
     assert read["capabilities"] == ["CAPABILITY_IAM"]
     assert read["resolve_s3"] is True
     assert read["tags"] == {"project": "schemahub", "stage": read["parameter_overrides"]["Stage"]}
+
+
+def documented() -> list[str]:
+    """What follows `--parameter-overrides` in the pages."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    return [o for page in pages for o in re.findall(r"--parameter-overrides ([^`\n]*=[^`\n]*)", page.read_text())]
+
+
+@pytest.mark.parametrize("overrides", documented())
+def test_sam_reads_the_documented_overrides_whole(template: dict[str, Any], overrides: str) -> None:
+    words = shlex.split(overrides)
+    arguments = ["--stack-name", "some-stack", "--parameter-overrides", *words]
+    context = sam_deploy.make_context("deploy", arguments, parent=click.Context(sam, info_name="sam"))
+    read = context.params["parameter_overrides"]
+    assert read == {name: value.strip('"') for name, _, value in (word.partition("=") for word in words)}
+    assert set(read) <= set(template["Parameters"])
+    assert Stack(template, read).refused() == []
 
 
 def names(template: dict[str, Any], environment: str) -> Iterator[tuple[str, str]]:
