@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
@@ -13,7 +12,7 @@ from local import stack as local_stack
 from local.deploy import STACK_NAME, STAGE
 from local.stack import Stack
 from local.take_over import TakeOverFailed, take_over
-from schemahub_cli.target import LocalSession
+from schemahub_cli.session import LocalSession
 
 WITHOUT_NETWORK = {"BackfillSubnets": "", "BackfillVpc": ""}
 
@@ -42,7 +41,7 @@ def test_without_subnets_everything_but_ecs_is_deployed(bare: Stack) -> None:
         assert not [policy for policy in attached if "RunTasks" in policy["PolicyName"]]
 
 
-def test_what_a_deleted_stack_kept_is_taken_over_by_the_next(bare: Stack, tmp_path: Path) -> None:
+def test_what_a_deleted_stack_kept_is_taken_over_by_the_next(bare: Stack) -> None:
     table, bucket = bare.outputs["StreamsTableName"], bare.bucket
     key = {"stream": {"S": "coinbase#BTC-USD#trades"}, "item": {"S": "watermark"}}
     bare.client("dynamodb").put_item(TableName=table, Item={**key, "high": {"N": "7"}})
