@@ -9,13 +9,17 @@ UV := $(BIN)/uv
 UV_PIN := $(shell sed -n 's/^uv==/uv==/p' requirements.in)
 ASL_VALIDATOR := asl-validator@4.0.0
 WORKERS ?= 2
+# Of push-image and take-over: the deployed stack, its stage, and the image's tag.
+STACK = schemahub
+STAGE = dev
+TAG = latest
 
 export SAM_CLI_TELEMETRY := 0
 export PYTHONDONTWRITEBYTECODE :=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-crash test-matrix test-load test-exchanges test-backfill lint fmt bench build lock clean
+.PHONY: help setup run test test-crash test-matrix test-load test-exchanges test-backfill lint fmt bench build push-image take-over lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +67,12 @@ bench: setup ## Measure; writes what docs quote
 build: setup ## sam build for the cloud (arm64); prints each function's size and fails past 240 MiB
 	$(BIN)/sam build --cached
 	$(BIN)/python -m local.layer_sizes
+
+push-image: ## Build the image of the backfill task (arm64) and push it to a stack's repository (STACK, TAG)
+	@sh functions/backfill/push_image.sh "$(STACK)" "$(TAG)"
+
+take-over: setup ## Give the bucket and the tables that a deleted stack kept to a new one (STACK, STAGE)
+	@$(BIN)/python -m local.take_over "$(STACK)" "$(STAGE)"
 
 lock: $(VENV)/.stamp ## Resolve requirements*.in again into the lock files
 	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q \

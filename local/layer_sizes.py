@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
+from samtranslator.yaml_helper import yaml_parse
 
 LIMIT_MIB = 240
 """Lambda's own limit is 250 MiB (AWS, Lambda quotas: deployment package, unzipped, with layers); 10 are in reserve."""

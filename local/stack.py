@@ -175,7 +175,8 @@ def up(
     started = daemon
     daemon = deploy.deploy(home, daemon, wanted, progress)
     outputs = deploy.outputs(daemon)
-    ecs_agent.ensure(home, daemon.endpoint, outputs["BackfillClusterName"])
+    if cluster := outputs.get("BackfillClusterName"):  # none without BackfillSubnets
+        ecs_agent.ensure(home, daemon.endpoint, cluster)
     return Stack(
         home=home,
         daemon=daemon,

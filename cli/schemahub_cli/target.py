@@ -8,6 +8,7 @@ path and nothing to configure twice.
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ OUTPUTS = (
     "GlueDatabaseName",
     "AthenaWorkgroupName",
 )
+REGION_REMEDY = "Set AWS_DEFAULT_REGION, or choose a profile with AWS_PROFILE."
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def resolve(stack: str | None) -> Target:
 
     if stack is None:
         return resolve_local(default_home())
-    session = _cloud_session()
+    session = cloud_session()
     return Target(stack, False, session, stack_outputs(session, stack))
 
 
@@ -122,13 +124,38 @@ def resolve_local(home: Path) -> Target:
     return Target(found.name, True, LocalSession(found.endpoint), dict(found.outputs))
 
 
-def _cloud_session() -> boto3.Session:
-    import boto3
+def cloud_session() -> boto3.Session:
+    """A session with the credentials and the region that the environment or a profile names.
 
-    session = boto3.Session()
-    if not session.region_name:
-        raise StackUnreachable("no AWS region is set", remedy="Set AWS_REGION or choose a profile with AWS_PROFILE.")
+    Raises:
+        StackUnreachable: no region, one that cannot be, two that differ, or a profile that cannot be read.
+    """
+    import boto3
+    from botocore.exceptions import BotoCoreError
+    from botocore.utils import validate_region_name
+
+    try:
+        session = boto3.Session(region_name=_region_of_environment())
+        if not session.region_name:
+            raise StackUnreachable("no AWS region is set", remedy=REGION_REMEDY)
+        validate_region_name(session.region_name)
+    except BotoCoreError as error:
+        raise StackUnreachable(str(error), remedy="Correct AWS_PROFILE, the region or ~/.aws/config.") from error
     return session
+
+
+def _region_of_environment() -> str | None:
+    """The region that somebody exported, which wins over a profile's; None leaves it to the profile.
+
+    boto3, and so `sam deploy`, reads AWS_DEFAULT_REGION only; the AWS CLI and other SDKs read AWS_REGION first.
+    """
+    default, region = (os.environ.get(name, "").strip() for name in ("AWS_DEFAULT_REGION", "AWS_REGION"))
+    if default and region and default != region:
+        raise StackUnreachable(
+            f"AWS_DEFAULT_REGION is {default}, AWS_REGION is {region}",
+            remedy="Unset one: sam deploys to AWS_DEFAULT_REGION, the AWS CLI reads AWS_REGION first.",
+        )
+    return default or region or None
 
 
 def stack_outputs(session: boto3.Session, name: str) -> dict[str, str]:
@@ -142,7 +169,8 @@ def stack_outputs(session: boto3.Session, name: str) -> dict[str, str]:
     try:
         found = _client(session, "cloudformation").describe_stacks(StackName=name)["Stacks"]
     except ClientError as error:
-        raise StackUnreachable(f"stack {name!r}: {error.response['Error'].get('Message', error)}") from error
+        where = f"stack {name!r} in {session.region_name}"
+        raise StackUnreachable(f"{where}: {error.response['Error'].get('Message', error)}") from error
     except BotoCoreError as error:
         raise StackUnreachable(f"CloudFormation does not answer for {name!r} ({type(error).__name__})") from error
     outputs = {o["OutputKey"]: o["OutputValue"] for o in (found[0].get("Outputs", []) if found else [])}

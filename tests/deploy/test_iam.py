@@ -42,10 +42,19 @@ def statements(resources: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 
 def text(resource: Any) -> str:
     """A resource of a statement as a string: intrinsic functions give their template or attribute."""
-    if isinstance(resource, dict):
-        [value] = resource.values()
-        return ".".join(value) if isinstance(value, list) else str(value)
-    return str(resource)
+    if not isinstance(resource, dict):
+        return str(resource)
+    [value] = resource.values()
+    return ".".join(value) if isinstance(value, list) else str(value)
+
+
+def resources_of(statement: dict[str, Any]) -> list[str]:
+    """The resources of a statement, both branches of a condition included."""
+    found = []
+    for resource in as_list(statement["Resource"]):
+        branches = resource["Fn::If"][1:] if isinstance(resource, dict) and "Fn::If" in resource else [resource]
+        found += [text(branch) for branch in branches]
+    return found
 
 
 def actions_of(resources: dict[str, Any], role: str) -> set[str]:
@@ -79,7 +88,7 @@ def test_every_resource_pattern_stays_inside_its_prefix(resources: dict[str, Any
     for name, statement in statements(resources):
         if (name, statement.get("Sid")) in WILDCARDS:
             continue
-        for resource in map(text, as_list(statement["Resource"])):
+        for resource in resources_of(statement):
             head = resource.split("*")[0]
             assert "*" not in resource or head.endswith(("/", ":", "raw_")), f"{name}: {resource}"
             assert not head.endswith("schemahub/"), f"{name}: the whole bucket"
@@ -102,7 +111,8 @@ def test_no_role_has_a_policy_made_by_aws(resources: dict[str, Any]) -> None:
     """AWSLambdaBasicExecutionRole and its kind allow `*`."""
     for name, resource in resources.items():
         for policy in resource.get("Properties", {}).get("ManagedPolicyArns", []):
-            assert policy.get("Ref") in ("TracingPolicy", "LogDeliveryPolicy"), name
+            own = policy in ({"Ref": "TracingPolicy"}, {"Ref": "LogDeliveryPolicy"}, RUN_TASKS)
+            assert own, name
 
 
 def test_nobody_may_delete_an_item_or_an_object(resources: dict[str, Any]) -> None:
@@ -121,23 +131,31 @@ def test_only_committers_may_check_a_lock_inside_a_transaction_and_put_segments(
 
 RUNNERS = ("IngestStateMachineRole", "BackfillStateMachineRole", "MaintainStateMachineRole")
 """Whose machines run tasks: of first runs that are too much for functions, of backfills, of files issued again."""
+RUN_TASKS = {"Fn::If": ["HasBackfillSubnets", {"Ref": "RunTasksPolicy"}, {"Ref": "AWS::NoValue"}]}
 
 
 def test_only_machines_that_run_tasks_give_roles_away_and_only_to_these_tasks(resources: dict[str, Any]) -> None:
     given = {name: s for name, s in statements(resources) if "iam:PassRole" in as_list(s["Action"])}
-    assert set(given) == set(RUNNERS)
+    assert set(given) == {"RunTasksPolicy"}
+    holders = {n for n, r in resources.items() if RUN_TASKS in r.get("Properties", {}).get("ManagedPolicyArns", [])}
+    assert holders == set(RUNNERS)
     for statement in given.values():
         assert [text(r) for r in statement["Resource"]] == ["BackfillTaskRole.Arn", "BackfillExecutionRole.Arn"]
         assert statement["Condition"] == {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}}
 
 
 def test_whoever_runs_tasks_runs_its_own_task_in_its_own_cluster(resources: dict[str, Any]) -> None:
+    own = {s["Sid"]: s for _, s in statements({"policy": resources["RunTasksPolicy"]})}
+    assert own["RunTasks"]["Action"] == "ecs:RunTask"
+    assert text(own["RunTasks"]["Resource"]).endswith(":task-definition/schemahub-${Stage}-backfill:*")
+    assert own["RunTasks"]["Condition"]["ArnEquals"]["ecs:cluster"]["Fn::GetAtt"] == ["BackfillCluster", "Arn"]
+    assert set(own["GovernTasks"]["Action"]) == {"ecs:DescribeTasks", "ecs:StopTask"}
+
+
+def test_the_rule_that_waits_for_tasks_is_allowed_even_without_a_network(resources: dict[str, Any]) -> None:
+    """Step Functions asks for it when the machine is made, because its definition names `ecs:runTask.sync`."""
     for role in RUNNERS:
         own = {s["Sid"]: s for _, s in statements({"role": resources[role]})}
-        assert own["RunTasks"]["Action"] == "ecs:RunTask"
-        assert text(own["RunTasks"]["Resource"]).endswith(":task-definition/schemahub-${Stage}-backfill:*")
-        assert own["RunTasks"]["Condition"]["ArnEquals"]["ecs:cluster"]["Fn::GetAtt"] == ["BackfillCluster", "Arn"]
-        assert set(own["GovernTasks"]["Action"]) == {"ecs:DescribeTasks", "ecs:StopTask"}
         assert any("ForECSTaskRule" in text(r) for r in own["HearOfTransformAndTasks"]["Resource"])
 
 

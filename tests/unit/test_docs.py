@@ -114,7 +114,9 @@ def test_every_alarm_is_named() -> None:
         r["Properties"]["AlarmName"] for r in TEMPLATE["Resources"].values() if r["Type"] == "AWS::CloudWatch::Alarm"
     ]
     names = {(a["Fn::Sub"] if isinstance(a, dict) else str(a)).replace("${Stage}", "{stage}") for a in alarms}
-    assert names == set(re.findall(r"`(schemahub-\{stage\}-[a-z-]+-(?:failed|look))`", text_of("docs/operations.md")))
+    assert names == set(
+        re.findall(r"`(schemahub-\{stage\}-[a-z-]+-(?:failed|look|start))`", text_of("docs/operations.md"))
+    )
 
 
 def test_every_function_is_in_the_table_of_roles() -> None:

@@ -1,7 +1,7 @@
 """What S3 still says of committed segments when DynamoDB is lost: the table, the transforms' manifests, certificates.
 
 Each is a proof of its own kind. The table's properties outlive everything and say which ranges are published. Snapshots
-say in which one, manifests hold the segments of a publication whole (until they expire, after 30 days), certificates
+say in which one, manifests hold the segments of a publication whole (until they expire, after 75 days), certificates
 what was known of the holes.
 """
 
