@@ -3,9 +3,9 @@
     python -m bench.encodings [--rows 1000000] [--repeat 5] [--recordings ../shared/data] [--json]
 
 The rows are made by the project's own transform from generated trades, from the simulator's, and from recordings of
-real exchanges where their folder is there. Each way writes the same sorted rows, a file a day; one core, CPU time. Bytes are
-those of the whole files: a footer has about 2.5 kB, which is most of a file of a few hundred trades. CPU is that of the
-generated trades: to write them, to read all columns with pyarrow, and to sum all columns up with DuckDB.
+real exchanges where their folder is there. Each way writes the same sorted rows, a file a day, on one core. Bytes are
+those of whole files: a footer has about 2.5 kB, which is much of a file of a few hundred trades. CPU is that of the
+generated trades: to write them, to read all columns by pyarrow, and to hash all of them by DuckDB.
 """
 
 from __future__ import annotations
