@@ -6,6 +6,7 @@ python -m bench [--quick]
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = ROOT / "docs" / "benchmarks.md"
+PEERS = ("duckdb", "polars", "pyarrow")
 SECTIONS = (
     ("Transform, one core, zstd JSON lines to Parquet on disk", "transform", ("--rows", "200000", "--repeat", "1")),
     ("Encodings of the table's columns, one core", "encodings", ("--rows", "20000", "--repeat", "1")),
@@ -33,6 +35,7 @@ def main() -> None:
     )
     quick = parser.parse_args().quick
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    machine += "".join(f", {name} {importlib.metadata.version(name)}" for name in PEERS)
     machine += f", load {os.getloadavg()[0]:.1f} before it began"
     report = [f"# Benchmarks\n\n`make bench` writes this file; this run: {machine}."]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "layers" / "core"), str(ROOT)))}

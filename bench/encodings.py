@@ -49,9 +49,9 @@ WAYS: dict[str, dict[str, str]] = {
     "ours, quantity split": {"quantity": SPLIT},
     "ours, trade_ts delta": {"trade_ts": DELTA},
     "ours, trade_id delta": {"trade_id": DELTA_TEXT},
-    "until 0007": {"trade_id": DELTA_TEXT, "price": DICTIONARY, "quantity": SPLIT, "trade_ts": DELTA},
+    "ours, encodings until 0007": {"trade_id": DELTA_TEXT, "price": DICTIONARY, "quantity": SPLIT, "trade_ts": DELTA},
 }
-"""What differs from the encodings of ``schemahub.table``; "until 0007" has those that decision 7 replaced."""
+"""What differs from the encodings of ``schemahub.table``; the last are those that decision 7 replaced."""
 Writer = Callable[[pa.Table, Path], None]
 
 

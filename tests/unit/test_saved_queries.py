@@ -90,10 +90,9 @@ def engine() -> duckdb.DuckDBPyConnection:
 @pytest.fixture(scope="module")
 def ask(trades: list[Path]) -> Ask:
     """What a saved query answers: its columns with their types, and its rows by column."""
-    db = duckdb.connect()
-    db.execute("SET TimeZone = 'UTC'")
-    db.execute("CREATE TABLE unified_trades AS SELECT * FROM read_parquet(?, hive_partitioning = false)",
-               [[str(path) for path in trades]])  # fmt: skip
+    db = engine()
+    files = [str(path) for path in trades]
+    db.execute("CREATE TABLE unified_trades AS SELECT * FROM read_parquet(?, hive_partitioning = false)", [files])
     (now,) = db.execute("SELECT max(trade_ts) + INTERVAL 90 SECOND FROM unified_trades").fetchone() or ()
 
     def answer(name: str) -> Answer:
@@ -225,8 +224,8 @@ def test_of_trades_of_the_same_time_the_highest_number_is_the_last_one() -> None
     with engine() as db:
         db.execute(
             "CREATE TABLE unified_trades AS SELECT 'COINBASE' AS exchange, 'BTC-USD' AS symbol, 'SELL' AS side, "
-            "trade_id, trade_id::DOUBLE AS price, 1.0::DOUBLE AS quantity, TIMESTAMPTZ '2026-06-01 10:00:00+00' AS trade_ts "
-            "FROM (VALUES ('10'), ('9')) AS ids(trade_id)"
+            "trade_id, trade_id::DOUBLE AS price, 1.0::DOUBLE AS quantity, TIMESTAMPTZ '2026-06-01 10:00:00+00' "
+            "AS trade_ts FROM (VALUES ('10'), ('9')) AS ids(trade_id)"
         )
         assert [row[2] for row in db.execute(twin("LastTradesQuery", now)).fetchall()] == [10.0]
         assert [row[1:5] for row in db.execute(twin("OhlcvQuery", now)).fetchall()] == [(9.0, 10.0, 9.0, 10.0)]
