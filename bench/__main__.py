@@ -6,6 +6,7 @@ python -m bench [--quick]
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -14,8 +15,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = ROOT / "docs" / "benchmarks.md"
+PEERS = ("duckdb", "polars", "pyarrow")
 SECTIONS = (
     ("Transform, one core, zstd JSON lines to Parquet on disk", "transform", ("--rows", "200000", "--repeat", "1")),
+    ("Encodings of the table's columns, one core", "encodings", ("--rows", "20000", "--repeat", "1")),
     ("Query, DuckDB over the table's files on local disk", "query", ("--rows", "500000", "--repeat", "1")),
     ("Verify, one core, one stream on local disk", "verify", ("--rows", "200000")),
     ("Filling back history beside plain scripts", "backfill", ("--trades", "20000", "--latency-ms", "0")),
@@ -32,6 +35,7 @@ def main() -> None:
     )
     quick = parser.parse_args().quick
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    machine += "".join(f", {name} {importlib.metadata.version(name)}" for name in PEERS)
     machine += f", load {os.getloadavg()[0]:.1f} before it began"
     report = [f"# Benchmarks\n\n`make bench` writes this file; this run: {machine}."]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "layers" / "core"), str(ROOT)))}

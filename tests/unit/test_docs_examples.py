@@ -60,17 +60,6 @@ def example_trades() -> pa.Table:
     return pa.table({**columns, "trade_ts": times, "ingest_ts": times}, schema=schema)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, r in TEMPLATE["Resources"].items() if r["Type"] == "AWS::Athena::NamedQuery"]
-)
-def test_a_saved_query_runs_on_duckdb(name: str) -> None:
-    """DuckDB understands the functions that Athena has here; that Athena does, only Athena can say."""
-    sql = TEMPLATE["Resources"][name]["Properties"]["QueryString"]
-    with engine() as db:
-        db.register("unified_trades", example_trades())
-        assert db.execute(sql).fetchall()
-
-
 def test_the_command_line_example_runs() -> None:
     sql = re.search(r'^schemahub query "([^"]+)"', text_of("README.md"), re.MULTILINE)
     assert sql

@@ -80,6 +80,9 @@ class DayFiles:
             self.schema,
             compression="zstd",
             compression_level=3,
+            # Whatever else Parquet can do to a column, zstd does better if it sees many rows at once; pyarrow's default
+            # is 20,000.
+            max_rows_per_page=ROW_GROUP_ROWS,
             store_schema=False,
             use_dictionary=[c.name for c in self.columns if c.encoding == DICTIONARY],
             column_encoding={c.name: c.encoding for c in self.columns if c.encoding != DICTIONARY},

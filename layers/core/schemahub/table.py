@@ -19,7 +19,9 @@ METADATA_PREFIX = f"{LOCATION}/metadata/"
 PARTITION = "trade_day"
 ROW_GROUP_ROWS = 250_000
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-DICTIONARY = "DICTIONARY"
+DICTIONARY, PLAIN = "DICTIONARY", "PLAIN"
+"""The only encodings here: every reader reads them by default. Those of Parquet 2 stop Spark and fastparquet
+(docs/decisions/0007-encodings.md), and save nothing that zstd does not."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +40,18 @@ class Column:
 COLUMNS = (
     Column(1, "exchange", "string", DICTIONARY, "Upper case"),
     Column(2, "symbol", "string", DICTIONARY, "BASE-QUOTE: BTC-USD"),
-    Column(3, "trade_id", "string", "DELTA_BYTE_ARRAY", "The exchange's number, as text"),
+    Column(3, "trade_id", "string", PLAIN, "The exchange's number, as text"),
     Column(4, "side", "string", DICTIONARY, "BUY or SELL: what the taker did"),
-    Column(5, "price", "double", DICTIONARY, "Quote currency for one unit of base"),
-    Column(6, "quantity", "double", "BYTE_STREAM_SPLIT", "Base currency"),
-    Column(7, "trade_ts", "timestamptz", "DELTA_BINARY_PACKED", "When the exchange says it happened"),
+    Column(5, "price", "double", PLAIN, "Quote currency for one unit of base"),
+    Column(6, "quantity", "double", PLAIN, "Base currency"),
+    Column(7, "trade_ts", "timestamptz", PLAIN, "When the exchange says it happened"),
     Column(8, "ingest_ts", "timestamptz", DICTIONARY, "When its segment was committed"),
 )
-"""Of the encodings tried, these make the smallest files (docs/decisions/0001-transform-engine.md)."""
-
 EXACT_COLUMNS = {
     "none": (),
     "text": (
-        Column(9, "price_text", "string", "DELTA_BYTE_ARRAY", "The price as it was sent", required=False),
-        Column(10, "quantity_text", "string", "DELTA_BYTE_ARRAY", "The quantity as it was sent", required=False),
+        Column(9, "price_text", "string", PLAIN, "The price as it was sent", required=False),
+        Column(10, "quantity_text", "string", PLAIN, "The quantity as it was sent", required=False),
     ),
     "decimal": (
         Column(11, "price_decimal", "decimal", DICTIONARY, "The price; NULL if it does not fit", required=False),
