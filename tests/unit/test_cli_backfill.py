@@ -177,7 +177,7 @@ def test_a_stream_that_cannot_be_planned_does_not_hide_the_others(world: World, 
 def test_a_stream_that_no_run_has_pulled_is_planned_and_nothing_is_written(world: World, states: States) -> None:
     stream = Stream("coinbase", "ETH-USD")
     since = world.deps.clock.now_ms() / 1000 - 6 * 3600
-    moment = dt.datetime.fromtimestamp(since, dt.UTC).isoformat(timespec="seconds")
+    moment = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")
     [planned] = call("coinbase:ETH-USD", "--from", moment, "--plan")["streams"]
     assert planned["error"] in (None, "")
     assert planned["estimate"]["trades"] > 500
