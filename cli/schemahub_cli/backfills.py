@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from schemahub import backfill, coverage, events
+from schemahub import anchor, backfill, coverage, events
 from schemahub.archive_plan import archive_files
 from schemahub.archives import ArchiveFile
 from schemahub.backfill_plan import Estimate, Wanted
@@ -81,8 +81,11 @@ def foresee(
 
 
 def _of_stream(deps: Deps, stream: Stream, request: events.BackfillInput) -> Foreseen:
-    within = backfill.resolve(deps, stream, Wanted.parse(request.range))
-    parts = coverage.missing(deps.ledger, stream, within) if within else []
+    mark = deps.ledger.watermark(stream)
+    # The run would commit the newest trades of a stream that nobody has pulled yet, and go on below them.
+    low = mark.low if mark else anchor.newest_chunk(deps, stream).first
+    within = backfill.resolve(deps, stream, Wanted.parse(request.range), low)
+    parts = [] if not within else coverage.missing(deps.ledger, stream, within) if mark else [within]
     if not within or not parts:
         return Foreseen(stream, within)
     _, files, guess = backfill.foresee(deps, stream, request, parts, archive_files)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from schemahub.mappings import load_mapping
 from schemahub.pacing import PacedExchange
 from schemahub.paging import paging_of
 from schemahub.streams import Stream
-from schemahub.throttle import Bucket, SharedBucket
+from schemahub.throttle import SharedBucket, buckets
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,19 @@ def _stream(deps: Deps, stream: Stream, pending: int, heads: bool) -> StreamStat
         return StreamState(stream, pending=pending, error=f"{type(error).__name__}: {error.reason}")
 
 
-def exchanges(deps: Deps, names: Iterable[str]) -> list[ExchangeState]:
-    """The shared state of each exchange; nothing is reserved."""
-    found = []
-    for name in sorted(names):
-        bucket = Bucket.of(load_mapping(name), deps.settings.limit_share)
+def exchanges(deps: Deps, streams: Iterable[Stream]) -> list[ExchangeState]:
+    """The shared state of the streams' exchanges; nothing is reserved."""
+    found, products = [], defaultdict[str, set[str]](set)
+    for stream in streams:
+        products[stream.exchange].add(stream.product)
+    for name in sorted(products):
         breaker = read(deps.throttle_table, {"exchange": f"{name}#breaker"}).get("state", CLOSED)
         holder = deps.locks.holder(ingest.process_lock(name))
-        free_us = SharedBucket(deps.throttle_table, bucket, deps.clock).next_free_us()
+        # Where each product is counted apart, the busiest says how long a request may wait.
+        free_us = max(
+            SharedBucket(deps.throttle_table, bucket, deps.clock).next_free_us()
+            for bucket in buckets(load_mapping(name), deps.settings.limit_share, products[name])
+        )
         wait_s = max(0.0, free_us / 1e6 - deps.clock.now_ms() / 1e3)
         found.append(ExchangeState(name, wait_s, str(breaker), holder.run if holder else None))
     return found

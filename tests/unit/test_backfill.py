@@ -195,11 +195,6 @@ def test_an_exchange_without_history_says_so(world: World) -> None:
         Backfill.start(world, "all", BYBIT).plan()
 
 
-def test_a_stream_that_was_never_ingested_says_so(world: World) -> None:
-    with pytest.raises(errors.NothingIngested, match="schemahub ingest"):
-        Backfill.start(world, "all").plan()
-
-
 @pytest.mark.parametrize("wanted", ["everything", {"ids": [5, 3]}, {"from": "2024-02-30"}])
 def test_what_cannot_be_meant_is_refused_before_anything_is_written(world: World, wanted: Any) -> None:
     with pytest.raises(errors.BadStateInput):

@@ -168,10 +168,21 @@ def test_only_what_is_missing_is_planned_and_what_is_covered_is_said(world: Worl
 
 
 def test_a_stream_that_cannot_be_planned_does_not_hide_the_others(world: World, states: States) -> None:
-    streams = call(NAME, "coinbase:ETH-USD", "--ids", below(world, 500), "--plan")["streams"]
+    streams = call(NAME, "coinbase:ETHH-USD", "--ids", below(world, 500), "--plan")["streams"]
     errors = {s["stream"]["product"]: (s["error"] or "").split(":")[0] for s in streams}
-    assert errors == {"BTC-USD": "", "ETH-USD": "NothingIngested"}
-    assert call("coinbase:ETH-USD", "--all", "--plan", code=1)["streams"][0]["estimate"] is None
+    assert errors == {"BTC-USD": "", "ETHH-USD": "UnknownProduct"}
+    assert call("coinbase:ETHH-USD", "--all", "--plan", code=1)["streams"][0]["estimate"] is None
+
+
+def test_a_stream_that_no_run_has_pulled_is_planned_and_nothing_is_written(world: World, states: States) -> None:
+    stream = Stream("coinbase", "ETH-USD")
+    since = world.deps.clock.now_ms() / 1000 - 6 * 3600
+    moment = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")
+    [planned] = call("coinbase:ETH-USD", "--from", moment, "--plan")["streams"]
+    assert planned["error"] in (None, "")
+    assert planned["estimate"]["trades"] > 500
+    assert world.deps.ledger.watermark(stream) is None
+    assert not list(world.deps.objects.list(stream.raw_prefix))
 
 
 def test_tasks_without_a_network_are_refused_before_anything_is_started(stack: States) -> None:

@@ -255,6 +255,47 @@ def test_a_first_run_that_finds_only_trades_too_young_says_so(
         assert pipe.world.deps.ledger.watermark(stream) is None
 
 
+@pytest.mark.parametrize(("exchange", "late_s"), [("bybit", 400.0), ("bitstamp", 4_000.0)])
+def test_a_first_run_that_is_late_begins_where_the_answer_does_and_records_no_hole(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, exchange: str, late_s: float
+) -> None:
+    """Nothing was committed, so nothing can be lost: what went by between the plan and its fetch is not of the run."""
+    stream = Stream(exchange, generated_truth.streams_of(pipe.server.simulator.world, exchange)[0])
+    said: list[str] = []
+    monkeypatch.setattr(pipe.world.deps, "call_attention", lambda message, about: said.append(message))
+    fetch, planned = ingest.fetch_step, []
+
+    def late(event: events.FetchStep, deps: Any) -> dict[str, Any]:
+        planned.append(event.chunk.value())
+        pipe.later(late_s)
+        first = fetch(event, deps)
+        pipe.later(late_s / 8)  # a retry whose answer had been lost finds the object of the first
+        assert (first["status"], fetch(event, deps)["status"]) == ("fetched", "there")
+        return first
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest, "fetch_step", late)
+        assert pipe.ingest(stream)["status"] == "covered"
+    mark = pipe.world.deps.ledger.watermark(stream)
+    [segment] = pipe.world.deps.ledger.segments(stream)
+    [chunk] = planned
+    assert mark is not None
+    assert said == []
+    assert segment.absent == ()
+    assert chunk.first < mark.low == segment.first
+    assert mark.high == chunk.last
+    pipe.later(60)
+    pipe.run(stream)
+    mark = pipe.world.deps.ledger.watermark(stream)
+    assert mark is not None
+    assert said == []
+    assert table(pipe, stream) == generated_truth.trades(
+        pipe.server.simulator.world, exchange, stream.product, mark.low, mark.high
+    )
+    assert rebuild.rebuild(pipe.world.deps, stream, dry_run=True).segments == 0
+    assert signed(pipe, stream, True) == []
+
+
 @pytest.mark.parametrize("exchange", NEWEST)
 def test_a_window_that_ran_over_is_a_hole_that_stays_lost(
     pipe: Pipeline, exchange: str, monkeypatch: pytest.MonkeyPatch

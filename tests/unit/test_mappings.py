@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,25 @@ def test_file_name_and_exchange_must_agree(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("SCHEMAHUB_MAPPINGS", str(tmp_path))
     with pytest.raises(BadMapping, match="must agree"):
         load_mapping("kraken")
+
+
+def test_no_limit_is_without_its_source_and_the_day_it_was_read() -> None:
+    for name in exchanges():
+        limits = load_mapping(name).limits
+        assert limits.source.startswith("https://"), name
+        assert dt.date(2026, 1, 1) <= dt.date.fromisoformat(limits.read) <= dt.datetime.now(dt.UTC).date(), name
+    for key in ("source", "read"):
+        document = yaml.safe_load((mappings_dir() / "coinbase.yaml").read_text())
+        del document["limits"][key]
+        with pytest.raises(BadMapping, match=f"limits: .*{key}"):
+            parse_mapping(yaml.safe_dump(document))
+
+
+def test_limits_are_those_of_the_present_documentation() -> None:
+    """Bybit's ban, Kraken's address and pair, Binance.US since its upgrade, Bitstamp as published and no less."""
+    of = {name: load_mapping(name).limits for name in exchanges()}
+    assert of["bybit"].pause_seconds == 600
+    assert 403 in of["bybit"].slow_down_status
+    assert (of["kraken"].amount / of["kraken"].per_seconds, of["kraken"].per_product) == (1, True)
+    assert (of["binance_us"].amount, of["binance_us"].cost) == (6000, {"page": 4, "head": 4, "products": 10})
+    assert (of["bitstamp"].amount, of["bitstamp"].per_seconds) == (10_000, 600)

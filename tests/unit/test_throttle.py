@@ -187,12 +187,30 @@ def test_every_mapping_is_used_to_95_percent_and_keeps_a_margin_for_delays():
 
 
 def test_a_refusal_without_retry_after_is_waited_out_as_long_as_the_mapping_says():
-    assert {n: Bucket.of(load_mapping(n)).pause_s for n in ("coinbase", "binance", "kraken", "bitfinex")} == {
+    assert {n: Bucket.of(load_mapping(n)).pause_s for n in ("coinbase", "binance", "kraken", "bitfinex", "bybit")} == {
         "coinbase": 1.0,
         "binance": 60.0,
         "kraken": 15.0,
         "bitfinex": 60.0,
+        "bybit": 600.0,  # "wait for at least 10 minutes"
     }
+
+
+def test_where_products_are_counted_apart_each_has_a_bucket_and_the_list_another(tables, clock):
+    mapping = load_mapping("kraken")
+    btc, eth, all_else = (Bucket.of(mapping, 1, product) for product in ("BTC-USD", "ETH-USD", None))
+    assert [b.key for b in (btc, eth, all_else)] == ["kraken#BTC-USD", "kraken#ETH-USD", "kraken"]
+    assert Bucket.of(load_mapping("coinbase"), 1, "BTC-USD").key == "coinbase"
+    assert throttle.buckets(mapping, 1, {"ETH-USD", "BTC-USD"}) == [all_else, btc, eth]
+    assert throttle.buckets(load_mapping("coinbase"), 1, {"BTC-USD"}) == [COINBASE]
+    shared = [SharedBucket(tables.throttle, bucket, clock) for bucket in (btc, eth)]
+    for bucket in shared:
+        bucket.begin_again()
+    clock.advance(600)
+    assert [offsets(bucket.reserve([1], 0), clock) for bucket in shared] == [[0], [0]]
+    shared[0].penalise(30)
+    assert isinstance(shared[0].reserve([1], 20_000), Refused)
+    assert isinstance(shared[1].reserve([1], 20_000), GoAt), "another pair's refusal is not ours"
 
 
 def test_coinbase_runs_at_exactly_ten_a_second_with_a_third_of_the_burst():

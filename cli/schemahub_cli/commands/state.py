@@ -68,7 +68,7 @@ def rebuild(
     with say.console.status("reading what S3 holds"):
         remains = read_remains(lake_of(where.deps))
         outcomes = [_one(where.deps, s, dry_run, remains) for s in _streams(where.deps, remains)]
-        buckets = _buckets(where.deps, {o.stream.exchange for o in outcomes if o.rebuilt}, dry_run)
+        buckets = _buckets(where.deps, [o.stream for o in outcomes if o.rebuilt], dry_run)
     outcomes = [o for o in outcomes if o.rebuilt or o.error]
     table = listing("stream", numbers=("low", "high", "segments", "fills", "holes", "watermark"))
     for outcome in outcomes:
@@ -107,19 +107,20 @@ def _one(deps: Deps, stream: Stream, dry_run: bool, remains: Any) -> Outcome:
         return Outcome(stream, error=error)
 
 
-def _buckets(deps: Deps, exchanges: set[str], dry_run: bool) -> list[str]:
+def _buckets(deps: Deps, streams: list[Stream], dry_run: bool) -> list[str]:
     """Token buckets that were lost; made again so that no slot of before the loss is given out twice."""
     from schemahub.mappings import load_mapping
-    from schemahub.throttle import Bucket, SharedBucket
+    from schemahub.throttle import SharedBucket, buckets
 
     lost = []
-    for name in sorted(exchanges):
-        bucket = Bucket.of(load_mapping(name), deps.settings.limit_share)
-        shared = SharedBucket(deps.throttle_table, bucket, deps.clock)
-        if shared.lost:
-            lost.append(name)
-            if not dry_run:
-                shared.begin_again()
+    for name in sorted({s.exchange for s in streams}):
+        products = {s.product for s in streams if s.exchange == name}
+        for bucket in buckets(load_mapping(name), deps.settings.limit_share, products):
+            shared = SharedBucket(deps.throttle_table, bucket, deps.clock)
+            if shared.lost:
+                lost.append(bucket.key)
+                if not dry_run:
+                    shared.begin_again()
     return lost
 
 

@@ -35,7 +35,7 @@ def status(
     now_ms = time.time_ns() // 1_000_000
     with say.console.status("reading the state tables"):
         streams = state.streams(where.deps, heads)
-        exchanges = state.exchanges(where.deps, {s.stream.exchange for s in streams})
+        exchanges = state.exchanges(where.deps, [s.stream for s in streams])
         running = {
             name: executions.find_running(where, arn)
             for name, arn in (("ingest", where.ingest_arn), ("transform", where.transform_arn))

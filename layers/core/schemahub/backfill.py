@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from schemahub import coverage, events, ingest, mirror, plan, plan_linked, seek, witness
+from schemahub import anchor, coverage, events, ingest, mirror, plan, plan_linked, seek, witness
 from schemahub.answers import Row
 from schemahub.backfill_notes import count, counted, stopped, want, wanted
 from schemahub.backfill_plan import (
@@ -109,7 +109,8 @@ def plan_backfill(event: events.PlanBackfill, deps: Deps, archive_files: Archive
     """Find what is missing of the wanted range, choose the way and write chunks and tasks.
 
     Raises:
-        NothingIngested: the stream has no watermark. NoHistory: the exchange shows its newest trades only.
+        NoHistory: the exchange shows its newest trades only.
+        UnknownProduct, IncompletePage, LockBusy: a stream that no run has pulled yet cannot begin; see ``anchor``.
         BadStateInput: more chunks than one plan takes.
         LockLost: another owner, or a newer attempt, holds the backfill's lock.
     """
@@ -117,7 +118,7 @@ def plan_backfill(event: events.PlanBackfill, deps: Deps, archive_files: Archive
     lease, _ = deps.locks.ensure(ingest.lease_of(event), event.execution.RedriveCount)
     if status := stopped(deps, event.run.id):
         return {"status": status, "chunks": 0, "tasks": 0}
-    coverage.watermark(deps.ledger, stream)
+    anchor.establish(deps, stream, lease, Renewer(deps.locks.renew, lease, deps.clock).tick)
     lease = deps.locks.advance(lease)
     home = folder(event.run.id, stream)
     within = _within(deps, stream, Wanted.parse(request.range), f"{home}range.json")
@@ -169,19 +170,18 @@ def _within(deps: Deps, stream: Stream, asked: Wanted, key: str) -> Interval | N
     """The positions that a run means, found once: its later plans mean the same. None: nothing below the watermark."""
     body = deps.objects.get(key)
     if body is None:
-        found = resolve(deps, stream, asked)
+        found = resolve(deps, stream, asked, coverage.watermark(deps.ledger, stream).low)
         deps.objects.put_new(key, json.dumps(found).encode())
         body = deps.objects.get(key)
     value = json.loads(body or b"null")
     return Interval(*value) if value else None
 
 
-def resolve(deps: Deps, stream: Stream, asked: Wanted) -> Interval | None:
-    """The positions of what is wanted that lie below the watermark and in the exchange's history.
+def resolve(deps: Deps, stream: Stream, asked: Wanted, low: int) -> Interval | None:
+    """The positions of what is wanted that lie below ``low`` and in the exchange's history.
 
     Asks the exchange, writes nothing. None where there are none.
     """
-    low = coverage.watermark(deps.ledger, stream).low
     if not low:
         return None
     whole = Interval(0, low - 1)

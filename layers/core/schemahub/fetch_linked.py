@@ -12,7 +12,7 @@ was seen of a cut group must be in the whole one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from schemahub.answers import Row
@@ -85,6 +85,7 @@ def fetch_newest(
 
     An answer that does not reach back to a trade before the chunk (nor, where it promises all since ``window_from``, to
     the chunk's beginning) has lost trades for good: their range is recorded as ``lost``, never passed over in silence.
+    Before anything is committed nothing can be lost: what a first run gets begins where the answer does.
 
     Raises:
         EmptyPage, IncompletePage: no trades, none at the chunk's end or behind it (a stale node), or not all that the
@@ -99,6 +100,8 @@ def fetch_newest(
     walk.check_known()
     if oldest < chunk.first or (window_from is not None and window_from <= chunk.first):
         return walk.result()
+    if chunk.known is not None and chunk.known.base is None:
+        return walk.result_from(-(-window_from // unit) * unit if window_from else oldest // unit * unit + unit)
     # The answer's oldest group may be cut. Its trades belong to the hole, so that a file of the exchange can fill it
     # without a duplicate.
     whole_from = oldest + 1 if window_from is None else window_from
@@ -269,6 +272,21 @@ class _Walk:
         return Fetched(
             self.chunk, texts, absent, self.requests, self.repeated, self.outside + beyond, False, self.edges()
         )
+
+    def result_from(self, first: int) -> Fetched:
+        """The rows from ``first`` on, as a chunk that begins there.
+
+        Raises:
+            IncompletePage: nothing of the chunk is shown whole any more; a new plan looks at newer trades.
+        """
+        if first > self.chunk.last:
+            raise IncompletePage(
+                "the newest trades are all newer than a first run's plan",
+                stream=self.stream,
+                span=(self.chunk.first, self.chunk.last),
+            )
+        self.chunk = replace(self.chunk, first=first)
+        return self.result()
 
     def edges(self) -> Edges:
         """The trades at both ends of the chunk, as far as they were shown."""

@@ -284,7 +284,7 @@ def make_durable(
     deps: Deps, stream: Stream, chunk: Chunk, tick: Callable[[], None]
 ) -> tuple[RawObject, Fetched | None]:
     """The raw object of a chunk, and what was fetched for it: None where the object was there already."""
-    if (there := raw.find(deps.objects, stream, chunk)) is not None:
+    if (there := _durable(deps, stream, chunk)) is not None:
         return there, None
     paging = paging_of(load_mapping(stream.exchange))
     fetched = paging.fetch(
@@ -392,8 +392,17 @@ def _planned(deps: Deps, key: str) -> list[Chunk]:
 def finished(deps: Deps, stream: Stream, chunks: list[Chunk]) -> dict[Chunk, Any]:
     """The durable raw objects of chunks, looked up side by side."""
     with ThreadPoolExecutor(HEAD_THREADS) as pool:
-        found = pool.map(lambda c: raw.find(deps.objects, stream, c), chunks)
+        found = pool.map(lambda c: _durable(deps, stream, c), chunks)
         return {c: r for c, r in zip(chunks, found, strict=True) if r is not None}
+
+
+def _durable(deps: Deps, stream: Stream, chunk: Chunk) -> RawObject | None:
+    """The raw object of a chunk; where only newest trades are shown, a first run's may begin later than its chunk."""
+    found = raw.find(deps.objects, stream, chunk)
+    if found is not None or chunk.known is None or chunk.known.base is not None:
+        return found
+    newest_only = load_mapping(stream.exchange).requests.page.asks == "newest"
+    return raw.find_shorter(deps.objects, stream, chunk) if newest_only else None
 
 
 def close_run(event: events.CloseRun, deps: Deps) -> dict[str, Any]:

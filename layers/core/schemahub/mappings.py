@@ -57,11 +57,16 @@ class Page:
 class Limits:
     """What the exchange publishes: ``amount`` in each ``per_seconds``, ``burst`` at once, a cost for each request."""
 
+    source: str
+    read: str
+    """The day on which ``source`` was read last, as ``2026-12-01``."""
     amount: float
     per_seconds: float
     burst: float
     cost: dict[str, float]
     slow_down_status: tuple[int, ...]
+    per_product: bool = False
+    """Trades are counted for each product apart; the product list is counted by itself."""
     used_header: str | None = None
     pause_seconds: float | None = None
 

@@ -126,6 +126,14 @@ def find(objects: ObjectStore, stream: Stream, chunk: Chunk) -> RawObject | None
     return None
 
 
+def find_shorter(objects: ObjectStore, stream: Stream, chunk: Chunk) -> RawObject | None:
+    """The longest raw object that begins inside of a chunk and ends with it (a first run of newest trades)."""
+    for key, (_, last, _), _ in listed(objects, stream, Interval(chunk.first, chunk.last)):
+        if last == chunk.last and not edition_of(key) and (raw := describe(objects, key)) is not None:
+            return raw
+    return None
+
+
 def describe(objects: ObjectStore, key: str) -> RawObject | None:
     """What an object's metadata says of it; None where the object is gone, is empty or was not written by us."""
     meta = objects.head(key)

@@ -24,7 +24,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as Costs
 from dataclasses import dataclass
 from fractions import Fraction
@@ -86,10 +86,19 @@ class Bucket:
     cost: Costs[str, float]
     pause_s: float
     """Penalty for a refusal without Retry-After: what the mapping says, otherwise one window of the exchange."""
+    product: str | None = None
+    """The product that the bucket is of, where the exchange counts each apart."""
+
+    @property
+    def key(self) -> str:
+        """The name of its item."""
+        return self.exchange if self.product is None else f"{self.exchange}#{self.product}"
 
     @classmethod
-    def of(cls, mapping: Mapping, limit_share: float = 1.0) -> Bucket:
+    def of(cls, mapping: Mapping, limit_share: float = 1.0, product: str | None = None) -> Bucket:
         """The bucket of a mapping, of which this deployment uses ``limit_share``.
+
+        ``product``: whose trades are asked for; it has a bucket of its own only where the exchange counts so.
 
         Raises:
             BadConfig: a share outside (0, 1], or one that leaves less than the dearest request in a window.
@@ -119,6 +128,7 @@ class Bucket:
             int(margin * SECOND_US),
             dict(limits.cost),
             limits.pause_seconds or min(60.0, max(1.0, limits.per_seconds)),
+            product if limits.per_product else None,
         )
 
     def interval_us(self, cost: float) -> int:
@@ -134,6 +144,12 @@ class Bucket:
     def late_us(self) -> int:
         """A slot older than this must not be used any more."""
         return max(MIN_LATE_US, self.margin_us // 2)
+
+
+def buckets(mapping: Mapping, limit_share: float, products: Iterable[str]) -> list[Bucket]:
+    """Every bucket that requests for these products are counted in: one, or one more for each product."""
+    apart = sorted(products) if mapping.limits.per_product else []
+    return [Bucket.of(mapping, limit_share), *(Bucket.of(mapping, limit_share, product) for product in apart)]
 
 
 def _exact(number: float) -> Fraction:
@@ -152,13 +168,13 @@ def slot_times(now_us: int, tat_us: int, steps: Sequence[int], tolerance_us: int
 
 
 class SharedBucket:
-    """The one door to a bucket's item: ``exchange`` → ``tat_us``."""
+    """The one door to a bucket's item: ``exchange`` (``Bucket.key``) → ``tat_us``."""
 
     def __init__(self, table: Any, bucket: Bucket, clock: Clock) -> None:
         self.bucket = bucket
         self._table = table
         self._clock = clock
-        self._key = {"exchange": bucket.exchange}
+        self._key = {"exchange": bucket.key}
         self.on_reset: Callable[[], None] = lambda: None
         """Called when an absurd item was put right: a clock somewhere is wrong, and a human should know."""
         self.idle = False
@@ -190,7 +206,7 @@ class SharedBucket:
         penalty_us = round(min(max(seconds, 0.0), MAX_PENALTY_S) * SECOND_US)
         until = self._now_us() + penalty_us + self.bucket.tolerance_us
         self._write("SET tat_us = :tat", "attribute_not_exists(tat_us) OR tat_us < :tat", {":tat": until})
-        log.warning("exchange slowed down", extra={"exchange": self.bucket.exchange, "penalty_ms": penalty_us // 1000})
+        log.warning("exchange slowed down", extra={"exchange": self.bucket.key, "penalty_ms": penalty_us // 1000})
         return penalty_us // 1000
 
     def next_free_us(self) -> int:
@@ -231,7 +247,7 @@ class SharedBucket:
             self._write("SET tat_us = :tat", "tat_us = :seen", {":tat": now + self.bucket.tolerance_us, ":seen": tat})
             log.error(
                 "bucket lay absurdly far ahead and was reset",
-                extra={"exchange": self.bucket.exchange, "ahead_s": (tat - now) // SECOND_US},
+                extra={"exchange": self.bucket.key, "ahead_s": (tat - now) // SECOND_US},
             )
             self.on_reset()
             return False
@@ -310,7 +326,7 @@ class Throttle:
             self.dropped += 1
         raise SlotRefused(
             f"{DROPS} slots in a row were reached too late to be used",
-            stream=self.bucket.exchange,
+            stream=self.bucket.key,
             remedy="This worker is starved of CPU, or DynamoDB answers slowly; it is retried.",
         )
 
@@ -339,7 +355,7 @@ class Throttle:
         if isinstance(outcome, Refused):
             raise SlotRefused(
                 f"no slot within {self.max_wait_ms} ms; the next fits in {outcome.wait_ms} ms",
-                stream=self.bucket.exchange,
+                stream=self.bucket.key,
             )
         first, *rest = outcome.times_us
         self._slots[kind] = deque(rest)
