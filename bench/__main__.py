@@ -20,6 +20,7 @@ SECTIONS = (
     ("Transform, one core, zstd JSON lines to Parquet on disk", "transform", ("--rows", "200000", "--repeat", "1")),
     ("Encodings of the table's columns, one core", "encodings", ("--rows", "20000", "--repeat", "1")),
     ("Query, DuckDB over the table's files on local disk", "query", ("--rows", "500000", "--repeat", "1")),
+    ("Query, exporting a whole answer", "query_export", ("--rows", "50000")),
     ("Verify, one core, one stream on local disk", "verify", ("--rows", "200000")),
     ("Filling back history beside plain scripts", "backfill", ("--trades", "20000", "--latency-ms", "0")),
     ("Archive, one core, a month's zip to raw objects", "archive", ("--rows", "200000")),

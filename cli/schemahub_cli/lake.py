@@ -25,7 +25,8 @@ FROM rows GROUP BY 1, 2
 
 
 TABLES = {"trades": "unified_trades", "instruments": "instruments"}
-"""The views of a query, each with its table in Glue."""
+"""The views of a query, each with its table in Glue, whose name is a view too."""
+_LISTS = re.compile(r"\b(show|information_schema|duckdb_(tables|views|columns)|pg_\w+|sqlite_\w+)\b", re.IGNORECASE)
 
 
 class NoTable(BadQuery):
@@ -36,18 +37,32 @@ class NoTable(BadQuery):
 
 def views_in(sql: str) -> tuple[str, ...]:
     """Which of the views a query may mean: a table that was not written yet matters only where it is asked for."""
-    return tuple(view for view in TABLES if re.search(rf"\b{view}\b", sql, re.IGNORECASE))
+    return tuple(v for v, table in TABLES.items() if re.search(rf"\b({v}|{table})\b", sql, re.IGNORECASE))
 
 
-def connect(target: Target, views: Iterable[str] = ("trades",)) -> Any:
-    """A DuckDB connection with these of the TABLES: each table as it is now.
+def lists_views(sql: str) -> bool:
+    """Whether a query may ask what tables there are."""
+    return bool(_LISTS.search(sql))
+
+
+def connect(
+    target: Target, views: Iterable[str] = ("trades",), *, present: bool = False, memory_limit: str | None = None
+) -> Any:
+    """A DuckDB connection with these of the TABLES: each table as it is now. ``present``: and all others that exist.
 
     Raises:
-        NoTable: one of them was not written yet.
+        NoTable: one of ``views`` was not written yet.
     """
     from schemahub import query
 
-    return query.open_tables(target.session, {view: _metadata_file(target, TABLES[view]) for view in views})
+    needed, locations = tuple(views), {}
+    for view in TABLES if present else needed:
+        try:
+            locations[view] = _metadata_file(target, TABLES[view])
+        except NoTable:
+            if view in needed:
+                raise
+    return query.open_tables(target.session, locations, memory_limit)
 
 
 def _metadata_file(target: Target, table: str) -> str:

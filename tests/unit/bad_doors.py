@@ -316,7 +316,7 @@ def connect_to_nothing(patch: pytest.MonkeyPatch) -> None:
 
     db = duckdb.connect()
     db.execute("CREATE TABLE trades (exchange VARCHAR, symbol VARCHAR, trade_id VARCHAR)")
-    patch.setattr(lake, "connect", lambda where, views=(): db)
+    patch.setattr(lake, "connect", lambda where, views=(), **_: db)
 
 
 DOORS: dict[str, Any] = {

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from schemahub import publishing
 from schemahub.rederive import StreamPlan
 from schemahub.streams import Stream
-from schemahub_cli import athena, executions, live, locks, target
+from schemahub_cli import executions, live, locks, target
 from schemahub_cli.main import app
 from schemahub_cli.output import StackUnreachable, clock, dollars
 
@@ -194,54 +194,6 @@ def test_locks_of_dead_runs_are_released_and_those_of_live_ones_stay(
     states.ends = {"status": "FAILED"}
     assert len(locks.release_dead(stack)) == 2  # type: ignore[arg-type]
     assert released == ["arn:x:dead"]
-
-
-@pytest.mark.parametrize(
-    ("sql", "sent"),
-    [
-        ("SELECT 1 FROM trades;", "WITH trades AS (SELECT * FROM unified_trades) SELECT 1 FROM trades"),
-        (
-            "with a as (select 1) select * from a",
-            "WITH trades AS (SELECT * FROM unified_trades), a as (select 1) select * from a",
-        ),
-    ],
-)
-def test_trades_names_the_unified_table_in_athena_too(sql: str, sent: str) -> None:
-    assert athena.with_trades(sql) == sent
-
-
-class FakeAthena:
-    def __init__(self, *states: str) -> None:
-        self.states = list(states)
-
-    def start_query_execution(self, **arguments: Any) -> dict[str, str]:
-        assert arguments["WorkGroup"] == "wg"
-        return {"QueryExecutionId": "q"}
-
-    def get_query_execution(self, QueryExecutionId: str) -> dict[str, Any]:
-        status = {"State": self.states.pop(0), "StateChangeReason": "line 1: no such column"}
-        return {"QueryExecution": {"Status": status, "Statistics": {"DataScannedInBytes": 9}}}
-
-    def get_paginator(self, name: str) -> Any:
-        def row(*cells: str | None) -> dict[str, Any]:
-            return {"Data": [{"VarCharValue": c} if c is not None else {} for c in cells]}
-
-        pages = [{"ResultSet": {"Rows": [row("a", "b"), row("1", None)]}}, {"ResultSet": {"Rows": [row("2", "x")]}}]
-        return SimpleNamespace(paginate=lambda QueryExecutionId: pages)
-
-
-def test_athena_is_polled_and_paged(stack: SimpleNamespace) -> None:
-    stack.client = lambda service: FakeAthena("QUEUED", "RUNNING", "SUCCEEDED")
-    answer = athena.run(stack, "SELECT 1", max_rows=10, sleep=lambda seconds: None)  # type: ignore[arg-type]
-    assert (answer.columns, answer.rows, answer.scanned_bytes) == (["a", "b"], [["1", None], ["2", "x"]], 9)
-
-
-def test_a_query_that_athena_refuses_is_exit_code_1_with_its_words(stack: SimpleNamespace) -> None:
-    stack.local, stack.client = False, lambda service: FakeAthena("FAILED")
-    result = RUNNER.invoke(app, ["query", "SELECT nothing", "--json"])
-    assert result.exit_code == 1
-    assert document(result)["error"] == "BadQuery"
-    assert "no such column" in document(result)["message"]
 
 
 def test_executions_know_how_long_they_took(states: FakeStates, stack: SimpleNamespace) -> None:

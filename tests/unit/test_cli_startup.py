@@ -110,7 +110,7 @@ def test_a_query_asks_for_a_tables_metadata_once_and_only_for_tables_that_it_nam
 ) -> None:
     glue = Glue()
     target: Any = SimpleNamespace(session="session", database="lake", client=lambda service: glue)
-    monkeypatch.setattr("schemahub.query.open_tables", lambda session, locations: dict(locations))
+    monkeypatch.setattr("schemahub.query.open_tables", lambda session, locations, memory: dict(locations))
     assert lake.connect(target, lake.views_in("SELECT 1")) == {}
     assert glue.asked == []
     found = lake.connect(target, lake.views_in("SELECT count(*) FROM trades"))

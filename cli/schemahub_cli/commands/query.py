@@ -1,28 +1,66 @@
-"""``schemahub query``: SQL over the unified table, by DuckDB here or by Athena there."""
+"""``schemahub query``: SQL over the unified table, by DuckDB here or by Athena there; on the screen, or as a file."""
 
 from __future__ import annotations
 
-import csv
-import io
+import contextlib
+import re
 import sys
 import time
-from typing import Annotated, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from schemahub_cli import athena, target
-from schemahub_cli.athena import Answer
+from schemahub.errors import BadInput
+from schemahub_cli import target
+from schemahub_cli.formats import Format
 from schemahub_cli.output import JsonOption, Say, StackOption, command, listing
 
+if TYPE_CHECKING:
+    from schemahub_cli.export import Answer
 
-@command
+SCREEN_ROWS = 1000
+MEMORY = "1GB"
+_MEMORY = re.compile(r"[1-9]\d{0,5} ?[KMGT]i?B", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+STDOUT = Path("-")
+
+
 def query(
     sql: Annotated[
         str, typer.Argument(metavar="SQL", help="One SELECT over `trades` and `instruments`; - reads it from stdin.")
     ],
-    max_rows: Annotated[int, typer.Option("--max-rows", min=1, help="Read at most so many rows.")] = 1000,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
+    form: Annotated[
+        Format | None,
+        typer.Option(
+            "--format", "-f", show_default=False, help="How to write the rows. Default: by the file's name, or table."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", show_default=False, help="Write to this file, whole or not."),
+    ] = None,
+    max_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--max-rows", min=1, show_default=False, help=f"At most so many rows. Default: {SCREEN_ROWS} on the screen."
+        ),
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Stop the query after so many seconds.")] = 600,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            show_default=False,
+            help=f"What DuckDB may take, then it spills. Default: {MEMORY}.",
+        ),
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Short for --format csv.")] = False,
     stack: StackOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -32,73 +70,140 @@ def query(
     instruments: exchange, exchange_symbol, symbol, base, quote, status (online, offline or delisted), exchange_status,
     listing_epoch, first_seen, listed_since, last_seen (UTC).
     The local stack answers with DuckDB over the Iceberg table, a deployed one with Athena through its workgroup.
+    SHOW TABLES, DESCRIBE trades and EXPLAIN answer too. Files, other hosts and settings are out of a query's reach.
 
       schemahub query "SELECT exchange, symbol, count(*) AS trades FROM trades GROUP BY 1, 2 ORDER BY 3 DESC"
+      schemahub query -o btc.parquet "SELECT * FROM trades WHERE symbol = 'BTC-USD'"
       schemahub query --csv "SELECT * FROM trades WHERE symbol = 'BTC-USD' LIMIT 100" > btc.csv
       schemahub query "SELECT * FROM instruments WHERE status = 'delisted' ORDER BY last_seen DESC"
       schemahub query --stack schemahub-prod "SELECT max(trade_ts) FROM trades"
     """
-    say = Say(as_json or as_csv)
+    said = [f for f, wanted in ((Format.CSV, as_csv), (Format.JSON, as_json), (form, form is not None)) if wanted]
+    if len({*said}) > 1:
+        raise typer.BadParameter(f"say one format, not {' and '.join(f.value for f in said if f)}")
+    if memory is not None and not _MEMORY.fullmatch(memory):
+        raise typer.BadParameter(f"--memory {memory[:20]!r} is not a size like 512MB or 4GB")
+    chosen = said[0] if said else None
+    _query(sql, chosen, output, max_rows, timeout, memory, stack, as_json=chosen is Format.JSON)
+
+
+@command
+def _query(
+    sql: str,
+    chosen: Format | None,
+    output: Path | None,
+    max_rows: int | None,
+    timeout: float,
+    memory: str | None,
+    stack: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    path = None if output is None or output == STDOUT else output
+    form = chosen or (Format.of(path) if path else Format.TABLE)
+    if form.binary and path is None and sys.stdout.isatty():
+        raise BadInput(f"{form} is not for a screen", remedy=f"Name a file with -o FILE.{form}, or pipe it on.")
+    if form is Format.TABLE and path is not None:
+        raise BadInput("a table is for the screen", remedy="Use --format csv for a file, or redirect with >.")
     where = target.resolve(stack)
     text = sys.stdin.read() if sql == "-" else sql
-    with Say(as_json or as_csv).console.status("running the query"):
-        answer = _duckdb(where, text, max_rows) if where.local else athena.run(where, text, max_rows=max_rows)
-    if as_csv and not as_json:
-        print(to_csv(answer), end="")
-        return
-    say.result(
-        {
-            "columns": answer.columns,
-            "rows": answer.rows,
-            "seconds": round(answer.seconds, 3),
-            "scanned_bytes": answer.scanned_bytes,
-        },
-        table(answer),
-        _footer(answer, max_rows),
-    )
-
-
-def _duckdb(where: target.Target, sql: str, max_rows: int) -> Answer:
-    from schemahub.query import select
-    from schemahub_cli.lake import connect, views_in
-
+    limit = max_rows or (SCREEN_ROWS if form is Format.TABLE else None)
     began = time.monotonic()
-    columns, rows = select(connect(where, views_in(sql)), sql, max_rows)
-    return Answer(columns, rows, seconds=time.monotonic() - began)
+    with Say(form is not Format.TABLE).console.status("running the query"):
+        answer = (_duckdb(where, text, timeout, memory) if where.local else _athena(where, text, timeout, memory))(
+            limit
+        )
+        rows = _table(answer) if form is Format.TABLE else None
+
+    def ended() -> dict[str, Any]:
+        return {"seconds": round(time.monotonic() - began, 3), "scanned_bytes": answer.scanned_bytes}
+
+    footer: Console | None = None
+    if rows is not None:
+        say = Say()
+        say.console.print(rows, soft_wrap=isinstance(rows, Text))
+        footer = say.console
+    else:
+        from schemahub_cli.export import write
+
+        with _sink(form, path) as sink:
+            write(answer, form, sink, ended)
+        footer = Console(stderr=True, highlight=False) if path else None
+    if footer is not None:
+        footer.print(_footer(answer, time.monotonic() - began, path), soft_wrap=True, markup=False, emoji=False)
+    if answer.truncated:
+        warning = f"only the first {answer.rows:,} rows: there are more"
+        remedy = (
+            "--max-rows N reads more; -o FILE.parquet or --csv writes all" if max_rows is None else "see --max-rows"
+        )
+        Console(stderr=True, highlight=False).print(f"[yellow]warning:[/] {warning} ({remedy})", soft_wrap=True)
 
 
-def to_csv(answer: Answer) -> str:
-    """The answer as CSV (RFC 4180, but with bare line feeds)."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(answer.columns)
-    writer.writerows(answer.rows)
-    return text.getvalue()
+def _duckdb(where: target.Target, sql: str, timeout: float, memory: str | None) -> Any:
+    from schemahub.query import stream
+    from schemahub.statement import single_select
+    from schemahub_cli.export import Answer
+    from schemahub_cli.lake import connect, lists_views, views_in
+
+    single_select(sql)  # before a table is looked for: what may not run has no need of one
+    db = connect(where, views_in(sql), present=lists_views(sql), memory_limit=memory or MEMORY)
+    schema, batches = stream(db, sql, timeout_s=timeout)
+    return lambda limit: Answer(schema, batches, limit)
 
 
-def table(answer: Answer) -> Table:
-    """The answer for people: numbers to the right."""
+def _athena(where: target.Target, sql: str, timeout: float, memory: str | None) -> Any:
+    from schemahub_cli import athena
+    from schemahub_cli.export import Answer
+
+    if memory is not None:
+        raise BadInput("--memory is for the local stack's DuckDB", remedy="Leave it out: Athena has its own limits.")
+    result = athena.run(where, sql, timeout_s=timeout)
+    return lambda limit: Answer(result.schema, result.batches, limit, result.scanned_bytes)
+
+
+@contextlib.contextmanager
+def _sink(form: Format, path: Path | None) -> Iterator[IO[bytes]]:
+    """Where the bytes go: a file, whole or not there; or stdout, which gets a JSON document whole or not at all."""
+    from schemahub_cli.export import whole_document, whole_file
+
+    if path is not None:
+        with whole_file(path) as sink:
+            yield sink
+    elif form is Format.JSON:
+        with whole_document(sys.stdout.buffer) as sink:
+            yield sink
+    else:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+
+
+def _table(answer: Answer) -> Table | Text:
+    """The answer for people: numbers to the right; the plan of an EXPLAIN as it is drawn."""
+    from schemahub_cli import cells
+
     shown = listing()
-    for index, name in enumerate(answer.columns):
-        numeric = all(isinstance(row[index], int | float) for row in answer.rows) and bool(answer.rows)
-        shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in answer.rows:
-        shown.add_row(*(_cell(value) for value in row))
-    return shown
+    plan = answer.schema.names == ["explain_key", "explain_value"]
+    for field in answer.schema:
+        shown.add_column(Text(field.name), justify="right" if cells.is_number(field.type) else "left", overflow="fold")
+    plans: list[str] = []
+    for batch in answer.batches():
+        for row in zip(*(cells.text(column).to_pylist() for column in batch.columns), strict=True):
+            shown.add_row(*(_cell(value) for value in row))
+            plans.append(row[-1] or "")
+    return Text("\n".join(plans)) if plan else shown
 
 
-def _cell(value: Any) -> str:
+def _cell(value: str | None) -> Text:
+    """A value as it is: no markup, no emoji; what would move the cursor or colour the screen is shown as ``\\x1b``."""
     if value is None:
-        return "[dim]null[/]"
-    if isinstance(value, float):
-        return f"{value:,.8g}" if abs(value) < 1e6 else f"{value:,.2f}"
-    return str(value).replace("[", r"\[")
+        return Text("null", style="dim")
+    return Text(_CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), value))
 
 
-def _footer(answer: Answer, max_rows: int) -> str:
-    parts = [f"{len(answer.rows):,} rows in {answer.seconds:.2f} s"]
+def _footer(answer: Answer, seconds: float, path: Path | None) -> str:
+    parts = [f"{answer.rows:,} rows in {seconds:.2f} s"]
     if answer.scanned_bytes is not None:
         parts.append(f"{answer.scanned_bytes / 1e6:,.1f} MB scanned")
-    if len(answer.rows) == max_rows:
-        parts.append(f"[yellow]cut at --max-rows {max_rows}[/]")
+    if path is not None:
+        parts.append(f"{path.stat().st_size:,} bytes in {path}")
     return " · ".join(parts)

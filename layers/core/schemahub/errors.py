@@ -12,6 +12,9 @@
     │   ├── NothingIngested       a backfill of a stream that has no watermark yet
     │   ├── NoHistory             the exchange shows its newest trades only: nothing to fill back from
     │   ├── BadQuery              the SQL of a query is not accepted
+    │   ├── QueryRefused          a query wants files, hosts, settings: anything but the lake's tables
+    │   ├── QueryTimeout          a query was not finished within its time
+    │   ├── QueryOutOfMemory      a query needs more memory than it may have
     │   └── BadCertificate        not a coverage certificate of this release
     ├── ExchangeError             the exchange's answer is not usable
     │   ├── ExchangeUnavailable   5xx, time-out, no connection: retried, counted by the breaker
@@ -141,6 +144,18 @@ class NoHistory(BadInput):
 
 class BadQuery(BadInput):
     remedy = "Write one SELECT over the table `trades`; `schemahub query --help` shows examples."
+
+
+class QueryRefused(BadInput):
+    remedy = "Query the tables `trades` and `instruments`; read other files with a DuckDB of your own."
+
+
+class QueryTimeout(BadInput):
+    remedy = "Give it more time with --timeout SECONDS, or bound the query by symbol and trade_ts."
+
+
+class QueryOutOfMemory(BadInput):
+    remedy = "Give it more memory, for example --memory 4GB, or bound the query by symbol and trade_ts."
 
 
 class BadCertificate(BadInput):

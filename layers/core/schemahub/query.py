@@ -3,24 +3,35 @@
 ``iceberg_scan`` and not ``read_parquet`` over a list of files: DuckDB then prunes by the day and by the bounds of every
 column for whatever WHERE says (measured: 2 of 25 files opened for one day, against 25 of 25 footers), and a query reads
 exactly the snapshot that the catalog named when the connection was made.
+
+The connection opens the files of its tables and nothing else: DuckDB's external access is off but for their folders,
+its configuration is locked, and credentials that its extension picked up from the environment are not in its settings.
 """
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
+import itertools
 import re
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import duckdb
 
-from schemahub.errors import BadConfig, BadQuery
+from schemahub.errors import BadConfig, BadQuery, QueryOutOfMemory, QueryRefused, QueryTimeout, SchemaHubError
 from schemahub.mappings import exchanges, load_mapping
+from schemahub.statement import single_select
 from schemahub.streams import PRODUCT, Stream
 from schemahub.table import COLUMNS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 EXTENSIONS = ("httpfs", "avro", "iceberg")
 _INTERVAL = re.compile(r"([1-9]\d{0,3})([smhd])")
@@ -28,6 +39,12 @@ _UNITS = {"s": "second", "m": "minute", "h": "hour", "d": "day"}
 _EXCHANGE = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
 _DUCKDB_TYPES = {"string": "VARCHAR", "double": "DOUBLE", "timestamptz": "TIMESTAMPTZ"}
 _NOBODY = "('', '', 0)"
+_ALSO = {"trades": "unified_trades"}
+"""The table's name in Athena, so that one query runs on both."""
+_LEAKS = ("s3_access_key_id", "s3_secret_access_key", "s3_session_token")
+_NO_ARROW = re.compile(r"\b(BIT|BIGNUM|UHUGEINT|UNION|VARIANT|TIME WITH TIME ZONE)\b")
+BATCH_ROWS = 20_000
+"""Rows in hand at a time when an answer is streamed."""
 
 
 def connect(
@@ -40,7 +57,8 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection with the views ``trades`` and ``instruments``: the current snapshots of two PyIceberg tables.
 
-    A view whose table is not given is not there. With ``snapshot``, ``trades`` is that older one.
+    A view whose table is not given is not there; ``unified_trades`` is ``trades``. With ``snapshot``, both are that
+    older one.
 
     Endpoint, region and credentials are those of the boto3 session's S3 client, whatever chain they come from.
 
@@ -67,40 +85,57 @@ def open_tables(
     threads: int | None = None,
     snapshot: int | None = None,
 ) -> duckdb.DuckDBPyConnection:
-    """A connection with a view for each metadata file in ``locations``. DuckDB reads the file; nothing else has to."""
+    """A connection with a view for each metadata file in ``locations``. DuckDB reads the file; nothing else has to.
+
+    Beyond ``memory_limit`` it spills to a folder of its own.
+    """
     db = _open(memory_limit, threads)
-    for name in EXTENSIONS:
-        db.execute(f"LOAD {_text(str(_extension(name)))}")
-    db.execute(_secret_sql(session))
+    if locations:
+        for name in EXTENSIONS:
+            db.execute(f"LOAD {_text(str(_extension(name)))}")
+        db.execute(_secret_sql(session))
+        for setting in _LEAKS:  # httpfs copies them from the environment at LOAD; the secret above is what counts
+            db.execute(f"SET {setting} = ''")
     at = {"trades": f", snapshot_from_id = {int(snapshot)}"} if snapshot is not None else {}
-    return _with_views(db, {n: f"iceberg_scan({_text(where)}{at.get(n, '')})" for n, where in locations.items()})
+    sources = {n: f"iceberg_scan({_text(where)}{at.get(n, '')})" for n, where in locations.items()}
+    return _shut(db, sources, folders=[where.rpartition("/metadata/")[0] + "/" for where in locations.values()])
 
 
 def open_files(paths: Sequence[str], memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
     """A connection whose view ``trades`` is these Parquet files on this machine, without Iceberg or network."""
     db = _open(memory_limit, None)
     columns = ", ".join(f"NULL::{_DUCKDB_TYPES[c.kind]} AS {c.name}" for c in COLUMNS)
-    listed = f"[{', '.join(map(_text, paths))}]"
-    return _with_views(
-        db, {"trades": f"read_parquet({listed}, union_by_name = true)" if paths else f"(SELECT {columns} LIMIT 0)"}
-    )
+    found = f"read_parquet({_list(paths)}, union_by_name = true)" if paths else f"(SELECT {columns} LIMIT 0)"
+    return _shut(db, {"trades": found}, files=paths)
 
 
 def _open(memory_limit: str | None, threads: int | None) -> duckdb.DuckDBPyConnection:
-    config: dict[str, Any] = {"autoinstall_known_extensions": False}
+    config: dict[str, Any] = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
     if threads:
         config["threads"] = threads
     if memory_limit:
-        config |= {"memory_limit": memory_limit, "temp_directory": tempfile.gettempdir(),
-                   "preserve_insertion_order": False}  # fmt: skip
+        # A folder of its own: DuckDB lets a query read whatever lies in its spill directory.
+        spill = tempfile.mkdtemp(prefix="schemahub-query-")
+        atexit.register(shutil.rmtree, spill, ignore_errors=True)
+        config |= {"memory_limit": memory_limit, "temp_directory": spill, "preserve_insertion_order": False}
+    else:
+        config["temp_directory"] = ""
     db = duckdb.connect(config=config)
     db.execute("SET TimeZone = 'UTC'")
     return db
 
 
-def _with_views(db: duckdb.DuckDBPyConnection, sources: Mapping[str, str]) -> duckdb.DuckDBPyConnection:
+def _shut(
+    db: duckdb.DuckDBPyConnection, sources: Mapping[str, str], folders: Iterable[str] = (), files: Iterable[str] = ()
+) -> duckdb.DuckDBPyConnection:
+    """The views, over a connection that opens these folders and files from now on, and nothing else."""
+    db.execute(f"SET allowed_directories = {_list(folders)}")
+    db.execute(f"SET allowed_paths = {_list(files)}")
+    db.execute("SET python_enable_replacements = false")  # FROM x would read a variable of ours that is called x
+    db.execute("SET enable_external_access = false")
     for view, source in sources.items():
-        db.execute(f"CREATE VIEW {view} AS SELECT * FROM {source}")  # noqa: S608
+        for name in filter(None, (view, _ALSO.get(view))):
+            db.execute(f"CREATE VIEW {name} AS SELECT * FROM {source}")  # noqa: S608
     db.execute("SET lock_configuration = true")
     return db
 
@@ -134,31 +169,70 @@ def _secret_sql(session: Any) -> str:
 
 
 def select(db: duckdb.DuckDBPyConnection, sql: str, max_rows: int | None = None) -> tuple[list[str], list[list[Any]]]:
-    """Column names and rows of one SELECT.
+    """Column names and rows of one statement that only reads.
 
     Raises:
-        BadQuery: not exactly one SELECT (or WITH), or DuckDB does not accept it; its own words are in the message.
+        BadQuery: not exactly one such statement, or DuckDB does not accept it; its own words are in the message.
+        QueryRefused: it reaches for what is not in the lake.
     """
     try:
         answer = db.execute(single_select(sql))
         columns = [column[0] for column in answer.description]
         rows = answer.fetchall() if max_rows is None else answer.fetchmany(max_rows)
     except duckdb.Error as error:
-        raise BadQuery(f"DuckDB: {str(error)[:800]}") from error
+        raise _named(error) from error
     return columns, [list(row) for row in rows]
 
 
-def single_select(sql: str) -> str:
-    """``sql`` if it is exactly one statement that only reads. Raises BadQuery otherwise."""
+def stream(
+    db: duckdb.DuckDBPyConnection, sql: str, *, timeout_s: float | None = None
+) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """The answer of one statement that only reads, as Arrow batches of at most BATCH_ROWS rows, made as they are taken.
+
+    The first batch is there when this returns, so that most errors come before a caller has written anything. The
+    iterator raises the same errors as this does.
+
+    Raises:
+        BadQuery: as ``select``; also where a column's type has no Arrow type.
+        QueryRefused: as ``select``.
+        QueryTimeout: the rows were not all taken within ``timeout_s`` seconds.
+        QueryOutOfMemory: the connection's memory limit was not enough.
+    """
+    running = _run(db, single_select(sql), timeout_s)
+    schema: pa.Schema = next(running)
+    first = next(running, None)
+    return schema, itertools.chain([] if first is None else [first], running)
+
+
+def _run(db: duckdb.DuckDBPyConnection, sql: str, timeout_s: float | None) -> Iterator[Any]:
+    """The answer's schema, then its batches."""
+    timer = threading.Timer(timeout_s or 0, db.interrupt)
+    timer.daemon = True
+    if timeout_s is not None:
+        timer.start()
     try:
-        statements = duckdb.extract_statements(sql)
-    except duckdb.Error as error:
-        raise BadQuery(f"DuckDB: {str(error)[:800]}") from error
-    if len(statements) != 1:
-        raise BadQuery(f"there are {len(statements)} statements")
-    if statements[0].type != duckdb.StatementType.SELECT or re.match(r"\s*pragma\b", sql, re.IGNORECASE):
-        raise BadQuery(f"a {statements[0].type.name} is not a SELECT")
-    return sql
+        answer = db.execute(sql)
+        for name, kind, *_ in answer.description:
+            if found := _NO_ARROW.search(str(kind)):
+                raise BadQuery(f"column {name} is a {found[1]}", remedy="Cast it to VARCHAR in the query.")
+        reader = answer.to_arrow_reader(BATCH_ROWS)
+        yield reader.schema
+        yield from reader
+    except (duckdb.Error, OSError) as error:  # through Arrow's interface DuckDB's errors arrive as OSError
+        raise _named(error, timeout_s) from error
+    finally:
+        timer.cancel()
+
+
+def _named(error: Exception, timeout_s: float | None = None) -> SchemaHubError:
+    words = str(error)
+    if words.startswith("INTERRUPT Error"):
+        return QueryTimeout(f"the query was stopped after {timeout_s:g} s" if timeout_s else "the query was stopped")
+    if words.startswith("Out of Memory Error"):
+        return QueryOutOfMemory(f"DuckDB: {words.splitlines()[0][:300]}")
+    if words.startswith("Permission Error"):
+        return QueryRefused(f"DuckDB: {words.splitlines()[0][:300]}")
+    return BadQuery(f"DuckDB: {words[:800]}")
 
 
 def ohlcv_sql(symbol: str, interval: str, exchange: str | None = None) -> str:
@@ -209,3 +283,7 @@ def _checked(pattern: re.Pattern[str], value: str, name: str) -> str:
 
 def _text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
+
+
+def _list(values: Iterable[str]) -> str:
+    return f"[{', '.join(map(_text, values))}]"
