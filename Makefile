@@ -99,8 +99,10 @@ clean: ## Stop the local stack; remove its data, builds and caches (keeps the en
 $(VENV)/bin/uv: requirements.in
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "SchemaHub needs Python 3.11 or newer: set PYTHON=/path/to/python3")'
 	@$(PYTHON) -c 'import venv, ensurepip' || { echo "Python's venv module is missing: on Debian, apt-get install python3-venv" >&2; exit 1; }
-	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check "$(UV_PIN)"
+	@# pip serves only to bring uv: the one beside PYTHON will do, and unpacking another takes five seconds.
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv --without-pip $(VENV)
+	$(PYTHON) -m pip --python $(BIN)/python install -q --disable-pip-version-check "$(UV_PIN)" 2>/dev/null \
+		|| { $(BIN)/python -m ensurepip >/dev/null && $(BIN)/python -m pip install -q --disable-pip-version-check "$(UV_PIN)"; }
 	@touch $@
 
 $(VENV)/.stamp: $(VENV)/bin/uv requirements.lock requirements-oracle.lock pyproject.toml

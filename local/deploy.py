@@ -191,7 +191,7 @@ def _sam_build(home: Path) -> None:
         home,
         [
             "build",
-            *("--cached", "--cache-dir", str(CACHE)),
+            *("--parallel", "--cached", "--cache-dir", str(CACHE)),
             *("--build-dir", str(BUILD)),
             *("--template-file", str(REPOSITORY / "template.yaml")),
         ],
