@@ -17,6 +17,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
+from rich.markup import escape
 
 from local import bring_up, ministack, sim_process, stack
 from local.chart import candlesticks
@@ -98,10 +99,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(options, say)
     except (SchemaHubError, stack.StackError, sim_process.SimulatorError) as error:
-        err.print(f"[bold red]{type(error).__name__}[/]  {error}", soft_wrap=True)
+        err.print(f"[bold red]{type(error).__name__}[/]  {escape(str(error))}", soft_wrap=True)
         return 1
     except (BotoCoreError, ClientError) as error:
-        err.print(f"[bold red]{type(error).__name__}[/]  {error}", soft_wrap=True)
+        err.print(f"[bold red]{type(error).__name__}[/]  {escape(str(error))}", soft_wrap=True)
         err.print("[dim]→[/] The embedded AWS does not answer; the same command starts it again and goes on from here.")
         return 1
     except KeyboardInterrupt:

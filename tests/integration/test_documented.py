@@ -14,16 +14,20 @@ from local import ministack, sim_process, stack
 from tests.documented import PAGES, script_of
 
 BUSY_MACHINE_S = 500
+INDEX = ("PIP_", "UV_")
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """PATH and HOME; where the data is and which ports are taken, so that no other stack is touched (docs/cli.md)."""
+    """PATH, HOME and this machine's way to its package index.
+
+    And where the data is and which ports are taken, so that no other stack is touched (docs/cli.md).
+    """
     home = tmp_path_factory.mktemp("documented") / "home"
     outside = [p for p in os.environ["PATH"].split(os.pathsep) if Path(p) != Path(sys.executable).parent]
     yield {
+        **{name: value for name, value in os.environ.items() if name in ministack.PASSED_ON or name.startswith(INDEX)},
         "PATH": os.pathsep.join(outside),
-        "HOME": os.environ["HOME"],
         "SCHEMAHUB_HOME": str(home),
         "SCHEMAHUB_AWS_PORT": str(ministack.free_port()),
         "SCHEMAHUB_SIM_PORT": str(ministack.free_port()),

@@ -83,3 +83,17 @@ def test_a_build_that_failed_is_made_again(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(deploy.DeployFailed):
         deploy.build(tmp_path, lambda text: None)
     assert not (deploy.BUILD.parent / "local-built").exists()
+
+
+def test_what_a_build_printed_is_shown_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "make: *** [/tmp/layers/core/Makefile:9: build-CoreLayer] Error 2"
+
+    def fails(options: demo.Options, say: Say) -> int:
+        raise deploy.DeployFailed(said)
+
+    monkeypatch.setenv("SCHEMAHUB_HOME", str(tmp_path))
+    monkeypatch.setattr(demo, "run", fails)
+    assert demo.main([]) == 1
+    assert said in capsys.readouterr().err
