@@ -19,15 +19,19 @@ export PYTHONDONTWRITEBYTECODE :=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-crash test-matrix test-load test-exchanges test-backfill lint fmt bench build push-image take-over lock clean
+.PHONY: help setup run demo test test-crash test-matrix test-load test-exchanges test-backfill lint fmt bench build push-image take-over lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.stamp $(VENV_AWS)/.stamp ## Create the two environments (done by every other target when needed)
 
-run: setup ## Whole pipeline on this machine: embedded AWS, real deploy, simulated exchanges, table, proof
-	@$(BIN)/python -m local.demo
+run: ## Three products through the whole pipeline on this machine, to a chart and a proof (FULL=1: see demo)
+	@$(MAKE) --no-print-directory -j2 setup
+	@$(BIN)/python -m local.demo $(if $(FULL),--full)
+
+demo: ## The proof run: fourteen products, half a million trades
+	@$(MAKE) --no-print-directory run FULL=1
 
 test: setup node_modules/.stamp ## All tests (CI runs this): fast ones in parallel, then the deployed stack, then with IAM enforced
 	$(BIN)/pytest -n $(WORKERS) -m "not long" $(wildcard tests/unit tests/property tests/crash tests/simulation tests/deploy)
@@ -95,8 +99,10 @@ clean: ## Stop the local stack; remove its data, builds and caches (keeps the en
 $(VENV)/bin/uv: requirements.in
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "SchemaHub needs Python 3.11 or newer: set PYTHON=/path/to/python3")'
 	@$(PYTHON) -c 'import venv, ensurepip' || { echo "Python's venv module is missing: on Debian, apt-get install python3-venv" >&2; exit 1; }
-	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check "$(UV_PIN)"
+	@# pip serves only to bring uv: the one beside PYTHON will do, and unpacking another takes five seconds.
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv --without-pip $(VENV)
+	$(PYTHON) -m pip --python $(BIN)/python install -q --disable-pip-version-check "$(UV_PIN)" 2>/dev/null \
+		|| { $(BIN)/python -m ensurepip >/dev/null && $(BIN)/python -m pip install -q --disable-pip-version-check "$(UV_PIN)"; }
 	@touch $@
 
 $(VENV)/.stamp: $(VENV)/bin/uv requirements.lock requirements-oracle.lock pyproject.toml
@@ -104,7 +110,7 @@ $(VENV)/.stamp: $(VENV)/bin/uv requirements.lock requirements-oracle.lock pyproj
 	$(UV) pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV_AWS)/.stamp: $(VENV)/.stamp requirements-aws.lock
+$(VENV_AWS)/.stamp: $(VENV)/bin/uv requirements-aws.lock
 	[ -x $(VENV_AWS)/bin/python ] || $(UV) venv -q --python $(BIN)/python $(VENV_AWS)
 	$(UV) pip sync -q --python $(VENV_AWS)/bin/python requirements-aws.lock
 	@touch $@

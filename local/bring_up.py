@@ -13,6 +13,8 @@ from schemahub_cli import target
 from schemahub_cli.target import Target
 
 SIMULATED, LIVE = "simulated", "live"
+LIVE_HOURS = "1"
+"""How far back a first run goes on the real exchanges: a laptop asks for no more than it looks at."""
 
 
 class MixedTrades(StackError):
@@ -31,7 +33,7 @@ def bring_up(
     parameters: Mapping[str, str] | None = None,
     progress: Progress,
 ) -> Stack:
-    """Start what does not run, deploy what is not deployed.
+    """Start what does not run, deploy what is not deployed: `schemahub local up` and `make run` deploy the same.
 
     Raises:
         StackError, SimulatorError: with what to do about it.
@@ -46,7 +48,7 @@ def bring_up(
         auth=auth,
         schedule=schedule,
         products=products,
-        parameters=parameters,
+        parameters={**({"ColdStartHours": LIVE_HOURS} if live else {}), **(parameters or {})},
         endpoints=None if live else sim_process.endpoints(sim_port),
         progress=progress,
     )

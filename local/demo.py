@@ -17,6 +17,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
+from rich.markup import escape
 
 from local import bring_up, ministack, sim_process, stack
 from local.chart import candlesticks
@@ -60,7 +61,8 @@ class Options:
 
     products: int
     binance: int
-    hours: float
+    hours: float | None
+    """How far back the first run goes, if not as far as `schemahub local up` lets it."""
     bars: int
     live: bool
     as_json: bool
@@ -97,10 +99,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(options, say)
     except (SchemaHubError, stack.StackError, sim_process.SimulatorError) as error:
-        err.print(f"[bold red]{type(error).__name__}[/]  {error}", soft_wrap=True)
+        err.print(f"[bold red]{type(error).__name__}[/]  {escape(str(error))}", soft_wrap=True)
         return 1
     except (BotoCoreError, ClientError) as error:
-        err.print(f"[bold red]{type(error).__name__}[/]  {error}", soft_wrap=True)
+        err.print(f"[bold red]{type(error).__name__}[/]  {escape(str(error))}", soft_wrap=True)
         err.print("[dim]→[/] The embedded AWS does not answer; the same command starts it again and goes on from here.")
         return 1
     except KeyboardInterrupt:
@@ -114,20 +116,21 @@ def parse(arguments: list[str] | None = None) -> Options:
         prog="python -m local.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
+        "--full", action="store_true", help="ten Coinbase products and four of Binance instead of two and one"
+    )
+    parser.add_argument(
         "--products",
         type=int,
-        default=10,
         choices=range(1, len(COINBASE) + 1),
         metavar="N",
-        help=f"Coinbase products, the busiest first (1 to {len(COINBASE)}, default 10)",
+        help=f"Coinbase products, the busiest first (1 to {len(COINBASE)}, default 2)",
     )
     parser.add_argument(
         "--binance",
         type=int,
-        default=4,
         choices=range(len(BINANCE) + 1),
         metavar="N",
-        help=f"Binance products (0 to {len(BINANCE)}, default 4)",
+        help=f"Binance products (0 to {len(BINANCE)}, default 1)",
     )
     parser.add_argument("--hours", type=float, help="how far back the first run goes (default 24, with --live 1)")
     parser.add_argument("--bars", type=int, default=8, metavar="N", help="show the last N one-hour bars (default 8)")
@@ -138,9 +141,15 @@ def parse(arguments: list[str] | None = None) -> Options:
     )
     parser.add_argument("--json", action="store_true", dest="as_json", help="print the summary as JSON, nothing else")
     given = parser.parse_args(arguments)
-    hours = given.hours or (1.0 if given.live else 24.0)
+    coinbase, binance = (10, 4) if given.full else (2, 1)
     return Options(
-        given.products, given.binance, hours, given.bars, given.live, given.as_json, bring_up.default_home(given.live)
+        coinbase if given.products is None else given.products,
+        binance if given.binance is None else given.binance,
+        given.hours,
+        given.bars,
+        given.live,
+        given.as_json,
+        bring_up.default_home(given.live),
     )
 
 
@@ -151,20 +160,22 @@ def run(options: Options, say: Say) -> int:
     where = _start(options, sim_port, step)
     fresh = choose_products(where, options.streams, step)
     step(
-        f"nothing is in the table yet: the first run goes back {options.hours:g} h"
+        f"nothing is in the table yet: the first run goes back {where.deps.settings.cold_start_hours:g} h"
         if fresh
         else "the table is there: only what is new since will be fetched"
     )
-    progress, arn = ingest(say, where, step, None if options.live else sim_port)
+    progress, arn = ingest(say, where, options.streams, step, None if options.live else sim_port)
     step("counting the table against the ledger")
     report = account(options, where, progress, arn, step.seconds, None if options.live else sim_process.stats(sim_port))
     if report.chart_bars:
+        stream = report.chart_stream
         candlesticks(
             report.chart_bars,
             report.chart,
-            f"{report.chart_stream.product} · "
-            f"{load_mapping(report.chart_stream.exchange).name} · {CHART_MINUTES}-minute bars, UTC",
             CHART_MINUTES,
+            product=stream.product,
+            exchange=load_mapping(stream.exchange).name,
+            simulated=not options.live,
         )
     summary = report.to_json()
     (options.home / "last-run.json").write_text(json.dumps(summary, indent=2, default=str))
@@ -187,7 +198,7 @@ def _start(options: Options, sim_port: int, step: Steps) -> Target:
         live=options.live,
         aws_port=stack.default_port(),
         sim_port=sim_port,
-        parameters={"ColdStartHours": f"{options.hours:g}"},
+        parameters={"ColdStartHours": f"{options.hours:g}"} if options.hours else None,
         progress=step,
     )
     step(f"the stack is up: {found.endpoint}")
@@ -195,10 +206,10 @@ def _start(options: Options, sim_port: int, step: Steps) -> Target:
 
 
 def choose_products(where: Target, streams: list[Stream], step: Steps) -> bool:
-    """Make the seed list name these streams; True if none of them was ever committed."""
+    """Make sure that the seed list names these streams; True if none of them was ever committed."""
     old = read_seed(where.deps.objects)
     wanted = {(s.exchange, s.product) for s in streams}
-    if {(e["exchange"], e["product"]) for e in old.streams} != wanted or not old.instruments:
+    if not wanted <= {(e["exchange"], e["product"]) for e in old.streams} or not old.instruments:
         names = sorted({s.exchange for s in streams})
         looks, failures = seed.look_at_all(where, names, old.instruments)
         if failures:
@@ -210,12 +221,12 @@ def choose_products(where: Target, streams: list[Stream], step: Steps) -> bool:
     return not any(where.deps.ledger.watermark(s) for s in streams)
 
 
-def ingest(say: Say, where: Target, step: Steps, sim_port: int | None) -> tuple[Progress, str]:
+def ingest(say: Say, where: Target, streams: list[Stream], step: Steps, sim_port: int | None) -> tuple[Progress, str]:
     """Start or join an execution, follow it, and come back until no other run keeps an exchange busy."""
     for attempt in range(BUSY_TRIES):
         if sim_port is not None and attempt == 0 and not _anything_running(where):
             sim_process.reset(sim_port)
-        arn, _ = begin(say, where, where.ingest_arn)
+        arn, _ = begin(say, where, where.ingest_arn, products=[f"{s.exchange}:{s.product}" for s in streams])
         progress = follow_ingest(say, where, arn)
         execution = progress.execution
         if execution.status != "SUCCEEDED":

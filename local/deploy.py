@@ -67,8 +67,7 @@ def deploy(home: Path, daemon: Daemon, parameters: Mapping[str, str], progress: 
         progress("the stack is up to date")
         return daemon
     with _build_lock():
-        progress("building functions and layers (sam build)")
-        _sam_build(home)
+        _build(home, progress)
         aside = None
         if status is None:
             daemon, aside = _set_buckets_aside(home, daemon, progress)
@@ -81,6 +80,22 @@ def deploy(home: Path, daemon: Daemon, parameters: Mapping[str, str], progress: 
     _record(home).write_text(json.dumps({"fingerprint": fingerprint, "parameters": dict(parameters)}, indent=1))
     ministack.checkpoint(daemon)
     return daemon
+
+
+def build(home: Path, progress: Progress) -> None:
+    """Build functions and layers if their sources changed; needs no embedded AWS. Raises DeployFailed."""
+    with _build_lock():
+        _build(home, progress)
+
+
+def _build(home: Path, progress: Progress) -> None:
+    built, sources = BUILD.parent / "local-built", _fingerprint({})
+    if BUILD.exists() and built.exists() and built.read_text() == sources:
+        return
+    built.unlink(missing_ok=True)
+    progress("building functions and layers (sam build)")
+    _sam_build(home)
+    built.write_text(sources)
 
 
 def _record(home: Path) -> Path:
@@ -176,7 +191,7 @@ def _sam_build(home: Path) -> None:
         home,
         [
             "build",
-            *("--cached", "--cache-dir", str(CACHE)),
+            *("--parallel", "--cached", "--cache-dir", str(CACHE)),
             *("--build-dir", str(BUILD)),
             *("--template-file", str(REPOSITORY / "template.yaml")),
         ],

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,11 @@ def up(
         daemon = None
     if daemon is None:
         progress(f"starting the embedded AWS on port {port}")
-        daemon = ministack.start(home, port=port, auth=auth, wait_scale=wait_scale)
+        # The build does not need it: both take seconds of different kinds.
+        with ThreadPoolExecutor(1) as beside:
+            building = beside.submit(deploy.build, home, progress)
+            daemon = ministack.start(home, port=port, auth=auth, wait_scale=wait_scale)
+        building.result()
     else:
         ministack.set_wait_scale(daemon, wait_scale)
     wanted = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +18,7 @@ from schemahub_cli.output import StackUnreachable
 from schemahub_cli.target import Target
 
 RUNNING = "RUNNING"
+POLL_S = 0.5
 REFUSALS = ("ExecutionNotRedrivable", "ExecutionLimitExceeded", "InvalidAction", "UnknownOperationException")
 """How a redrive is refused; the last two by an embedded AWS that has none (MiniStack: HTTP 400 ``InvalidAction``)."""
 
@@ -116,6 +118,15 @@ def redrive(target: Target, arn: str) -> str | None:
             raise
         return f"{error.response['Error']['Code']}: {error.response['Error'].get('Message', '')}"
     return None
+
+
+def stop(target: Target, arn: str, seconds: float) -> Execution:
+    """Stop an execution, and everything below it; how it is when it has ended, or after so many seconds."""
+    target.client("stepfunctions").stop_execution(executionArn=arn, error="Stopped", cause="schemahub stop")
+    until = time.monotonic() + seconds
+    while (seen := describe(target, arn)).running and time.monotonic() < until:
+        time.sleep(POLL_S)
+    return seen
 
 
 def failed_children(target: Target, arn: str) -> int:

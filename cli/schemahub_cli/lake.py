@@ -144,7 +144,7 @@ def prove(connection: Any, ledger: Ledger, streams: Iterable[Stream], run: str) 
 
 @dataclass(frozen=True)
 class Bar:
-    """Open, high, low, close and volume of an interval that begins at ``bar``."""
+    """An interval that begins at ``bar``; ``volume`` in the base currency, ``vwap`` the price weighed by it."""
 
     bar: Any
     open: float
@@ -152,6 +152,7 @@ class Bar:
     low: float
     close: float
     volume: float
+    vwap: float
     trades: int
 
 
@@ -160,5 +161,5 @@ def bars(connection: Any, stream: Stream, minutes: int, count: int) -> list[Bar]
     from schemahub import query
 
     newest = f"FROM ({query.ohlcv_sql(stream.product, f'{minutes}m', stream.exchange)}) ORDER BY bar DESC LIMIT {count}"
-    _, rows = query.select(connection, f"SELECT bar, open, high, low, close, volume, trades {newest}")
+    _, rows = query.select(connection, f"SELECT bar, open, high, low, close, volume, vwap, trades {newest}")
     return [Bar(*row) for row in reversed(rows)]

@@ -17,15 +17,23 @@ def release_dead(where: Target) -> list[str]:
     Safe even when a task of a dead run is
     still alive somewhere: the next holder gets a new fence, and the old one can commit nothing (design §3).
     """
+    dead = [run for run in sorted(set(_holders(where).values())) if not _is_running(where, run)]
+    return [lock_id for run in dead for lock_id in where.deps.locks.release_run(run)]
+
+
+def held_by(where: Target, arn: str) -> list[str]:
+    """The locks that this execution holds now."""
+    return [lock_id for lock_id, run in _holders(where).items() if run == arn]
+
+
+def _holders(where: Target) -> dict[str, str]:
+    """The run that holds each lock of the stack, for those that are held."""
     from schemahub.ingest import process_lock, read_seed
 
-    locks = where.deps.locks
     streams = read_seed(where.deps)
-    held = [*map(process_lock, exchanges()), *(s.lock_id for s in streams), PUBLISH_LOCK]
-    held += [s.backfill_lock_id for s in streams]
-    holders = {lease.run for lock_id in held if (lease := locks.holder(lock_id))}
-    dead = [run for run in sorted(holders) if not _is_running(where, run)]
-    return [lock_id for run in dead for lock_id in locks.release_run(run)]
+    known = [*map(process_lock, exchanges()), *(s.lock_id for s in streams), PUBLISH_LOCK]
+    known += [s.backfill_lock_id for s in streams]
+    return {lock_id: lease.run for lock_id in known if (lease := where.deps.locks.holder(lock_id))}
 
 
 def _is_running(where: Target, arn: str) -> bool:

@@ -28,6 +28,12 @@ COMMANDS = {
         ("run", "pipeline", "run", "Pull everything new, then publish it: the whole pipeline, as the schedule does."),
         ("ingest", "pipeline", "ingest", "Pull everything new; come back as soon as all of it is committed."),
         (
+            "stop",
+            "stop",
+            "stop",
+            "Stop the ingest that is running; what it committed stays, and the next run goes on.",
+        ),
+        (
             "transform",
             "pipeline",
             "transform",

@@ -68,13 +68,16 @@ def look(target: Target, exchange: str) -> Look:
 def look_at_all(
     target: Target, exchanges: Iterable[str], known: Sequence[instruments.Instrument], *, accept_delisted: bool = False
 ) -> tuple[list[Look], dict[str, SchemaHubError]]:
-    """What the exchanges list, and for those without a usable answer why: they must not keep the others waiting."""
+    """What the exchanges list, and for each without a usable answer or mapping why. One of them never stops the others.
+
+    BadInput is a mapping that somebody is still writing, or names of products that are none.
+    """
     looks, failures = [], dict[str, SchemaHubError]()
     for exchange in exchanges:
         try:
             seen = look(target, exchange)
             instruments.check_list(exchange, known, seen.listed, accept_delisted=accept_delisted)
-        except (ExchangeError, ThrottleError) as error:
+        except (BadInput, ExchangeError, ThrottleError) as error:
             failures[exchange] = error
         else:
             looks.append(seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ from typer.testing import CliRunner
 from local import demo
 from schemahub import ingest, instruments_table
 from schemahub import seed as core_seed
-from schemahub.errors import BadInput, ExchangeUnavailable, RateLimited, UnknownProduct
+from schemahub.errors import BadInput, BadMapping, ExchangeUnavailable, RateLimited, UnknownProduct
 from schemahub.exchanges import Product
+from schemahub.mappings import load_mapping, mappings_dir
 from schemahub.pacing import PacedExchange
 from schemahub.streams import Stream
 from schemahub_cli import lake as cli_lake
@@ -182,6 +184,30 @@ def test_people_are_told_which_exchange_gave_no_usable_answer(lake: Lake, exchan
     assert "ExchangeUnavailable" in result.output
     assert "coinbase: status 503 [bad]" in result.output
     assert products(lake) == ["BTC-USDT"]
+
+
+def test_a_draft_mapping_stops_no_other_exchange(
+    lake: Lake, exchanges: Exchanges, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mappings"
+    shutil.copytree(mappings_dir(), folder)
+    (folder / "examplex.yaml").write_text("exchange: examplex\nname: <as people write it>\n")
+    monkeypatch.setenv("SCHEMAHUB_MAPPINGS", str(folder))
+    exchanges.answers["examplex"] = BadMapping("examplex.yaml: requests is missing")
+    look = seed.look
+    monkeypatch.setattr(seed, "look", lambda where, name: load_mapping(name) and look(where, name))
+    said = update(exit_code=1)
+    assert said["failed"]["examplex"]["error"] == "BadMapping"
+    assert products(lake) == ["BTC-USDT", "BTC-USD", "ETH-EUR", "ETH-USD"]
+    assert update("-e", "examplx", exit_code=1)["error"] == "UnknownExchange"
+
+
+def test_a_dry_run_names_what_it_would_remove(lake: Lake) -> None:
+    update("-e", "coinbase")
+    result = RUNNER.invoke(app, ["update-seed", "-e", "coinbase", "-p", "BTC-USD", "--dry-run"])
+    shown = [line.split() for line in result.output.splitlines() if line.startswith("- ")]
+    assert shown == [["-", "coinbase", "ETH-EUR", "removed"], ["-", "coinbase", "ETH-USD", "removed"]]
+    assert products(lake) == ["BTC-USD", "ETH-EUR", "ETH-USD"]
 
 
 def test_no_usable_answer_at_all_is_that_error_and_writes_nothing(lake: Lake, exchanges: Exchanges) -> None:

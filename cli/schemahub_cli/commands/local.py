@@ -167,7 +167,10 @@ def logs(
 @app.command()
 @command
 def demo(
-    products: Annotated[int, typer.Option("--products", min=1, help="How many Coinbase products.")] = 10,
+    products: Annotated[
+        int | None, typer.Option("--products", min=1, help="How many Coinbase products (2, with --full 10).")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Fourteen products instead of three: `make demo`.")] = False,
     live: Annotated[
         bool, typer.Option("--live", help="The real exchanges; an hour of history instead of a day.")
     ] = False,
@@ -175,7 +178,8 @@ def demo(
     """Everything at once: stack, simulator, ingest, table, proof, OHLCV chart (the same as `make run`)."""
     from local import demo as demonstration
 
-    raise typer.Exit(demonstration.main([f"--products={products}", *(["--live"] if live else [])]))
+    given = [*(["--full"] if full else []), *(["--live"] if live else [])]
+    raise typer.Exit(demonstration.main([*given, *([f"--products={products}"] if products else [])]))
 
 
 def _tail(path: Path, lines: int) -> list[str]:

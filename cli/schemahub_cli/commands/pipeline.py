@@ -138,7 +138,7 @@ def follow_ingest(say: Say, where: Target, arn: str, until_fetched: bool = False
         option = "" if where.local else f" --stack {where.stack}"
         say.line(
             f"\nThe execution goes on. Follow it again with [cyan]schemahub run{option}[/]; "
-            f"stop it in the Step Functions console."
+            f"stop it with [cyan]schemahub stop{option}[/]."
         )
         raise
 

@@ -41,7 +41,8 @@ def update_seed(
 
     Only products that trade now are taken. The entries of the exchanges that are asked are replaced, those of all
     others stay. What was pulled of a product that leaves the list stays in the table. Everything that is listed, taken
-    or not, is noted in the table `instruments`; what is gone stays there as delisted.
+    or not, is noted in the table `instruments`; what is gone stays there as delisted. An exchange that does not answer,
+    or whose mapping is not finished, keeps its entries and stops no other.
 
       schemahub update-seed --quote USD --quote USDT --limit 20
       schemahub update-seed -e coinbase -p BTC-USD -p ETH-USD
@@ -51,8 +52,8 @@ def update_seed(
     where = target.resolve(stack)
     names = sorted(set(exchange or known_exchanges()))
     choice = seed.Choice(tuple(product or ()), regex, tuple(quote or ()), limit)
-    for name in names:
-        load_mapping(name)
+    if unknown := set(exchange or ()) - set(known_exchanges()):
+        load_mapping(min(unknown))  # raises UnknownExchange, with the nearest name
     old = read(where.deps.objects)
     with say.console.status(f"asking {', '.join(names)} what they list"):
         looks, failures = seed.look_at_all(where, names, old.instruments, accept_delisted=accept_delisted)
@@ -67,6 +68,8 @@ def update_seed(
     for entry in new.streams:
         mark = "[green]+[/] " if f"{entry['exchange']}:{entry['product']}" in difference.added else "  "
         table.add_row(mark + entry["exchange"], entry["product"], entry.get("symbol", ""), entry.get("status", ""))
+    for name in difference.removed:
+        table.add_row(f"[red]-[/] {name.partition(':')[0]}", name.partition(":")[2], "", "[red]removed[/]")
     say.result(
         {
             "stack": where.stack,
