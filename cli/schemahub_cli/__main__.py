@@ -1,3 +1,3 @@
-from schemahub_cli.main import app
+from schemahub_cli.main import main
 
-app(prog_name="schemahub")
+main()

@@ -18,10 +18,11 @@ from schemahub.errors import BadConfig, SchemaHubError
 from schemahub.mappings import load_mapping
 from schemahub.streams import Interval, Stream
 from schemahub_cli.output import clock, dollars, listing
-from schemahub_cli.positions import place
+from schemahub_cli.positions import by_time, extent, place
 
 ACTUAL = (("chunks", "chunks"), ("trades", "trades"), ("requests", "requests"), ("storage_bytes", "bytes"))
 """What is planned, and by which name the report says what came of it."""
+RANGES_SHOWN = 3
 FILES_SHOWN = 12
 """Files of a stream that people see; machines get all of them."""
 COLOURS = {"failed": "red", "busy": "yellow", "paused": "yellow", "cancelled": "yellow"}
@@ -181,6 +182,23 @@ def report_table(report: dict[str, Any]) -> Table:
         stream = Stream.from_json(one["stream"])
         table.add_row(stream.label, f"[{colour}]{one['outcome']}[/]", *cells, missing)
     return table
+
+
+def missing_lines(report: dict[str, Any]) -> list[str]:
+    """What a backfill has left of each stream: how much, and its lowest ranges; nothing where all is there."""
+    lines = []
+    for one in report["streams"]:
+        actual, stream = one["actual"], Stream.from_json(one["stream"])
+        if not actual["missing_ranges"]:
+            continue
+        unit = "" if by_time(stream) else " ids"
+        ends = [f"{place(stream, first)}..{place(stream, last)}" for first, last in actual["missing"][:RANGES_SHOWN]]
+        more = actual["missing_ranges"] - len(ends)
+        lines.append(
+            f"{stream.label}: {extent(stream, actual['missing_positions'])}{unit} are missing in "
+            f"{actual['missing_ranges']:,} ranges: {', '.join(ends)}" + (f" and {more:,} more" if more else "")
+        )
+    return lines
 
 
 def files_lines(report: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from schemahub import coverage
 from schemahub.conditional import whole
-from schemahub.errors import NothingIngested
+from schemahub.errors import NothingIngested, permanent
 from schemahub.ledger import Ledger, RunKind
 from schemahub.objects import ObjectStore
 from schemahub.streams import PREFIX, Chunk, Interval, Stream
@@ -29,6 +29,8 @@ MAX_LOOKS = 2_000
 SHOWN_CHUNKS = 5
 """Failed chunks of a stream whose errors are read; the others are counted."""
 MAX_LISTED = 20_000
+NESTED = 5
+"""Documents inside a cause that are opened at most: the ingest's, the transform's, its Lambda's."""
 STREAMS, PUBLISH, REDERIVE, WHOLE = "streams", "publish", "rederivation", "whole"
 PUBLISHING = ("TransformSegments", "TransformRetried")
 """States of ``ingest`` and ``backfill`` that start ``transform``: everything before them is done and committed."""
@@ -62,6 +64,11 @@ class Failure:
     """Failed chunks beside those that ``problems`` name."""
     recovered: str | None = None
     """Which run has done it since; None if nobody has."""
+
+    @property
+    def permanent(self) -> Problem | None:
+        """The first of the problems that fails again in the same way until a person has changed something."""
+        return next((p for p in self.problems if permanent(p.error)), None)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -129,6 +136,10 @@ class Reader:
         except TooMany:
             found.truncated = True
         return found
+
+    def of(self, machine: str, machine_arn: str, execution: Execution) -> list[Failure]:
+        """What one execution that ended badly left undone. Raises TooMany."""
+        return list(self._of(machine, machine_arn, execution))
 
     def _of(self, machine: str, machine_arn: str, execution: Execution) -> Iterator[Failure]:
         if machine == "transform":
@@ -287,15 +298,19 @@ def _with(failure: Failure, recovered: str | None) -> Failure:
 
 
 def _problem(execution: Execution, chunk: Chunk | None = None) -> Problem:
-    """The error by its name; a Lambda's cause is a JSON document of which people want one line."""
-    cause = execution.cause or ""
-    try:
-        told = json.loads(cause)
-    except ValueError:
-        told = None
-    if isinstance(told, dict):
-        cause = str(told.get("errorMessage") or told.get("Cause") or cause)
-    return Problem(execution.error or execution.status, cause[:600], chunk)
+    """The error by its name; causes are JSON documents of which people want one line: a Lambda's, or that of a nested
+    execution, around its own."""
+    error, cause = execution.error or execution.status, execution.cause or ""
+    for _ in range(NESTED):
+        try:
+            told = json.loads(cause)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(told, dict):
+            break
+        error = str(told.get("Error") or told.get("errorType") or error)
+        cause = str(told.get("errorMessage") or told.get("Cause") or "")
+    return Problem(error, cause[:600], chunk)
 
 
 def _stopped(execution: Execution) -> datetime:

@@ -5,10 +5,13 @@ Nothing here may import a command: a test measures what `--help` loads.
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
 
+from schemahub_cli import debug
 from schemahub_cli.lazy import Named, lazy_group
 
 EPILOG = (
@@ -49,7 +52,7 @@ COMMANDS = {
             "status",
             "status",
             "status",
-            "Watermarks, what waits to be published, locks, token buckets, breakers, running executions.",
+            "Until when there is data of each stream, rows, what waits to be published, locks, breakers, the next run.",
         ),
         (
             "gaps",
@@ -81,7 +84,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     epilog=EPILOG,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -103,6 +106,9 @@ def schemahub(
     show_version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
+    show_traceback: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an unexpected error (also: SCHEMAHUB_DEBUG=1).")
+    ] = False,
 ) -> None:
     """Gap-free crypto trades from many exchanges in one table, in your own AWS account or on this machine.
 
@@ -118,3 +124,21 @@ def schemahub(
 
     [bold]In an AWS account[/]: the same commands with [cyan]--stack NAME[/].
     """
+    debug.ask(show_traceback)
+
+
+def main() -> None:
+    """The entry point: whatever happens outside a command (options are read, help is drawn) is a named error, too."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Neither a terminal of ASCII nor an argument that is not UTF-8 can keep a message from being shown.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(prog_name="schemahub")
+    except Exception as error:
+        if debug.wanted():
+            raise
+        from schemahub_cli.output import Exit, UnexpectedError, show
+
+        show(UnexpectedError.of(error), Exit.FAILED, "--json" in sys.argv)
+        sys.exit(int(Exit.FAILED))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Annotated, Any, NoReturn, ParamSpec
 
@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from schemahub.errors import SchemaHubError
+from schemahub_cli import debug
 
 P = ParamSpec("P")
 LOG_WIDTH = 120
@@ -53,7 +54,26 @@ class StackUnreachable(SchemaHubError):
 class ExecutionFailed(SchemaHubError):
     """An execution that was followed ended as FAILED, TIMED_OUT or ABORTED."""
 
-    remedy = "Redrive it in the Step Functions console, or run again: finished chunks are not fetched again."
+    remedy = "What is committed stays, and finished chunks are not fetched again."
+
+
+class FileUnusable(SchemaHubError):
+    """The machine does not let a file or a folder be read or written that the command line names."""
+
+    remedy = "Name a file or a folder that can be read and written here."
+
+
+class UnexpectedError(SchemaHubError):
+    """What no command foresees: a bug of SchemaHub."""
+
+    remedy = (
+        "This is a bug of SchemaHub, please report it. `schemahub --debug COMMAND` (or SCHEMAHUB_DEBUG=1) shows where "
+        "it happened; what was committed stays as it is."
+    )
+
+    @classmethod
+    def of(cls, error: BaseException) -> UnexpectedError:
+        return cls(f"{type(error).__name__}: {error}"[:600])
 
 
 class Say:
@@ -83,6 +103,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         as_json = bool(kwargs.get("as_json"))
+        _check_text(kwargs.values())
         try:
             function(*args, **kwargs)
         except StackUnreachable as error:
@@ -91,6 +112,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             fail(error, Exit.FAILED, as_json)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
+            raise
         except Exception as error:
             from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
 
@@ -98,13 +121,31 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
                 fail(StackUnreachable(str(error)), Exit.NO_STACK, as_json)
             if isinstance(error, ClientError | BotoCoreError):
                 fail(error, Exit.FAILED, as_json)
-            raise
+            if isinstance(error, OSError) and error.filename is not None:
+                fail(FileUnusable(f"{str(error.filename)[:200]}: {error.strerror}"), Exit.FAILED, as_json)
+            if debug.wanted():
+                raise
+            fail(UnexpectedError.of(error), Exit.FAILED, as_json)
 
     return run
 
 
+def _check_text(values: Iterable[Any]) -> None:
+    """Refuse bytes of the command line that are no UTF-8: Python hands them on as what no library takes for text."""
+    for value in values:
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise typer.BadParameter(f"{text[:40]!a} is not UTF-8")
+
+
 def fail(error: Exception, code: Exit, as_json: bool) -> NoReturn:
     """Print a named error (on stderr, or as the JSON document) and leave with ``code``."""
+    show(error, code, as_json)
+    raise typer.Exit(int(code))
+
+
+def show(error: Exception, code: Exit, as_json: bool) -> None:
+    """Print a named error: for people on stderr, for machines as the JSON document."""
     remedy = getattr(error, "remedy", "")
     reason = getattr(error, "reason", str(error))
     if as_json:
@@ -126,7 +167,6 @@ def fail(error: Exception, code: Exit, as_json: bool) -> NoReturn:
         err.print(f"[bold red]{type(error).__name__}[/]  {escape(where + str(reason))}", soft_wrap=True)
         if remedy:
             err.print(f"[dim]→[/] {escape(remedy)}", soft_wrap=True)
-    raise typer.Exit(int(code))
 
 
 def listing(*columns: str, title: str | None = None, numbers: tuple[str, ...] = (), **options: Any) -> Table:

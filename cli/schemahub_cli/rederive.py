@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from schemahub.streams import MAX_POSITION
+from schemahub.streams import Stream
+from schemahub_cli import names, times
 from schemahub_cli.output import listing
 from schemahub_cli.positions import place
 
@@ -17,26 +18,18 @@ if TYPE_CHECKING:
     from schemahub.rederive import StreamPlan
 
 
-def request(streams: Sequence[str] | None, since: str | None) -> dict[str, Any]:
-    """The ``rederive`` of the state machine's input: digits are a position, anything else is a moment.
+def request(streams: Sequence[Stream], since: int | datetime | None) -> dict[str, Any]:
+    """The ``rederive`` of the state machine's input, from a position or a moment on.
 
     Raises:
-        typer.BadParameter: no stream is named, or ``since`` is neither.
+        typer.BadParameter: no stream is named.
     """
     if not streams:
         raise typer.BadParameter("--rederive needs at least one --stream EXCHANGE:PRODUCT")
-    wanted: dict[str, Any] = {"streams": list(streams)}
+    wanted: dict[str, Any] = {"streams": [names.written(stream) for stream in streams]}
     if since is None:
         return wanted
-    if since.isascii() and since.isdigit():
-        if int(since) > MAX_POSITION:
-            raise typer.BadParameter(f"--since {since[:40]} is larger than any id")
-        return {**wanted, "since": int(since)}
-    try:
-        datetime.fromisoformat(since)
-    except ValueError as error:
-        raise typer.BadParameter(f"--since {since[:40]!r} is neither an id nor an ISO date or time") from error
-    return {**wanted, "since": since}
+    return {**wanted, "since": since if isinstance(since, int) else times.written(since)}
 
 
 def table(plans: Sequence[StreamPlan]) -> Table:

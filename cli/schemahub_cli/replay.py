@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any
 
+from schemahub.streams import Stream
 from schemahub_cli.failures import BAD_ENDS, PUBLISH, STREAMS, WHOLE, Failure
 
 REDRIVE_WITHIN = timedelta(days=14)
@@ -19,7 +20,7 @@ REDRIVE_WITHIN = timedelta(days=14)
 PUBLISHERS = {"ingest", "backfill", "transform"}
 """Machines whose runs publish whatever is pending."""
 REDRIVE, START, WITH = "redrive", "start", "with"
-RECOVERED, SUPERSEDED, BUSY = "recovered", "superseded", "busy"
+RECOVERED, SUPERSEDED, BUSY, PERMANENT = "recovered", "superseded", "busy", "permanent"
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,15 @@ class Filter:
 
     def takes(self, failure: Failure) -> bool:
         """Whether any error of the failure has that name (or cause), and its stream that name."""
-        if self.product is not None:
-            stream = failure.stream
-            names = (stream.product, f"{stream.exchange}:{stream.product}") if stream else ()
-            if not any(fnmatchcase(name, self.product) for name in names):
-                return False
+        if self.product is not None and (failure.stream is None or not fits(self.product, failure.stream)):
+            return False
         texts = [text for p in failure.problems for text in (p.error, p.cause)]
         return self.error is None or any(fnmatchcase(text, self.error) for text in texts)
+
+
+def fits(glob: str, stream: Stream) -> bool:
+    """Whether a glob means the stream: by its product, or with its exchange before it."""
+    return any(fnmatchcase(name, glob) for name in (stream.product, f"{stream.exchange}:{stream.product}"))
 
 
 @dataclass
@@ -61,7 +64,9 @@ class Start:
     fates: tuple[Fate, ...] = field(compare=False)
 
 
-def decide(failures: Iterable[Failure], wanted: Filter, running: Iterable[str], now: datetime) -> list[Fate]:
+def decide(
+    failures: Iterable[Failure], wanted: Filter, running: Iterable[str], now: datetime, force: bool = False
+) -> list[Fate]:
     """The fate of each failure that is wanted, the newest first.
 
     A redrive continues all that an execution left undone, so it is chosen only where all of that is wanted and nobody
@@ -69,6 +74,7 @@ def decide(failures: Iterable[Failure], wanted: Filter, running: Iterable[str], 
 
     Args:
         running: machines of which an execution runs now: what it will have done is not known, so nothing is doubled.
+        force: start also what can only fail again, because somebody has mended what it failed of.
     """
     ordered = sorted(failures, key=lambda f: f.stopped, reverse=True)
     newest: dict[tuple[str, ...], Failure] = {}
@@ -83,6 +89,8 @@ def decide(failures: Iterable[Failure], wanted: Filter, running: Iterable[str], 
             fates.append(Fate(failure, RECOVERED, f"done by {failure.recovered}"))
         elif newest[failure.key] is not failure:
             fates.append(Fate(failure, SUPERSEDED, f"failed again in {newest[failure.key].execution.name}"))
+        elif not force and (problem := failure.permanent):
+            fates.append(Fate(failure, PERMANENT, f"{problem.error} fails again until something is changed"))
         elif mine := busy & (PUBLISHERS if failure.key == (PUBLISH,) else {failure.machine}):
             fates.append(Fate(failure, BUSY, f"{', '.join(sorted(mine))} is running"))
         else:
@@ -163,16 +171,3 @@ def _backfills(fates: Sequence[Fate]) -> list[Start]:
         Start("backfill", {**json.loads(asked), **_selection([f.failure for f in group])}, tuple(group))
         for asked, group in groups.items()
     ]
-
-
-def since_of(text: str, now: datetime) -> datetime:
-    """``2d``, ``12h``, ``90m`` before ``now``, or an ISO date or time (UTC unless it says otherwise).
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    number, unit = text[:-1], {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}.get(text[-1:])
-    if unit and number.isascii() and number.isdigit() and len(number) <= 5:
-        return now - timedelta(**{unit: int(number)})
-    when = datetime.fromisoformat(text)
-    return when if when.tzinfo else when.replace(tzinfo=UTC)

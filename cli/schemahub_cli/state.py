@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from schemahub import ingest
@@ -12,11 +13,13 @@ from schemahub.breaker import CLOSED
 from schemahub.conditional import read
 from schemahub.deps import Deps
 from schemahub.errors import SchemaHubError
+from schemahub.ledger import Trades
 from schemahub.mappings import load_mapping
 from schemahub.pacing import PacedExchange
 from schemahub.paging import paging_of
 from schemahub.streams import Stream
 from schemahub.throttle import SharedBucket, buckets
+from schemahub.witness import newest_row
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class StreamState:
     """The first committed position: below ``low`` where a backfill has left islands."""
     backfill: str | None = None
     """The run that fills it in below the watermark now."""
+    until_us: int | None = None
+    """Until when there is data (microseconds since the epoch): the newest committed trade's time."""
+    trades: Trades = field(default_factory=Trades)
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -42,6 +48,9 @@ class StreamState:
             **self.stream.to_json(),
             "low": self.low,
             "high": self.high,
+            "data_until": None if self.until_us is None else _iso(self.until_us),
+            "rows": self.trades.published,
+            "pending_trades": self.trades.pending,
             "updated_at": self.updated_at,
             "pending_segments": self.pending,
             "lock": self.lock,
@@ -72,10 +81,10 @@ class ExchangeState:
         }
 
 
-def streams(deps: Deps, heads: bool) -> list[StreamState]:
-    """The streams of the seed list and those that have something to publish."""
+def streams(deps: Deps, heads: bool, named: Sequence[Stream] = ()) -> list[StreamState]:
+    """These streams; without names those of the seed list and those that have something to publish."""
     pending = Counter(segment.stream.trades for segment in deps.ledger.pending())
-    known = {*ingest.read_seed(deps), *(Stream.parse(p) for p in deps.settings.products), *pending}
+    known = {*named} or {*ingest.read_seed(deps), *(Stream.parse(p) for p in deps.settings.products), *pending}
     return [_stream(deps, s, pending[s], heads) for s in sorted(known)]
 
 
@@ -89,6 +98,9 @@ def _stream(deps: Deps, stream: Stream, pending: int, heads: bool) -> StreamStat
             page = PacedExchange.of(deps, stream.exchange).newest(stream)
             head = paging_of(load_mapping(stream.exchange)).head(page, stream, deps.clock.now_ms() * 1000)
             lag = max(0, head.settled - mark.high)
+        filled = deps.ledger.trades(stream.fills)
+        trades = deps.ledger.trades(stream)
+        newest = newest_row(deps, stream) if mark else None
         return StreamState(
             stream,
             mark.low if mark else None,
@@ -100,9 +112,15 @@ def _stream(deps: Deps, stream: Stream, pending: int, heads: bool) -> StreamStat
             last.get("outcome"),
             deps.ledger.lowest(stream) if mark else None,
             filler.run if filler else None,
+            newest.ts_us if newest else None,
+            Trades(trades.published + filled.published, trades.pending + filled.pending),
         )
     except SchemaHubError as error:
         return StreamState(stream, pending=pending, error=f"{type(error).__name__}: {error.reason}")
+
+
+def _iso(us: int) -> str:
+    return datetime.fromtimestamp(us // 1_000_000, UTC).isoformat()
 
 
 def exchanges(deps: Deps, streams: Iterable[Stream]) -> list[ExchangeState]:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from local.exchange_sim.server import running
 from schemahub import backfill, coverage
 from schemahub_cli import state, target
-from schemahub_cli.commands.status import _streams
+from schemahub_cli.commands.status import _notes
 from schemahub_cli.main import app
 from tests.unit.backfills import Backfill
 from tests.unit.pipelines import FAST, Pipeline, make_pipeline
@@ -56,8 +56,9 @@ def test_status_says_where_islands_begin_and_who_fills_in(pipeline: Pipeline) ->
     [found] = [s for s in state.streams(pipeline.world.deps, heads=False) if s.stream == STREAM]
     assert (found.low, found.lowest, found.lock, found.backfill) == (low, low - 3_000, None, run.run["arn"])
     assert {"lowest": low - 3_000, "backfill": run.run["arn"]}.items() <= found.to_json().items()
-    cells = [cell for column in _streams([found], 0).columns for cell in column.cells]
-    assert any(f"islands from {low - 3_000}" in str(cell) for cell in cells)
+    shown = "\n".join(_notes([found]))
+    assert f"islands from {low - 3_000}, whole from {low}" in shown
+    assert f"backfill by {run.run['id']}: coinbase BTC-USD" in shown
     run.through()
     [after] = [s for s in state.streams(pipeline.world.deps, heads=False) if s.stream == STREAM]
     assert (after.low, after.lowest, after.backfill) == (low - 3_000, low - 3_000, None)

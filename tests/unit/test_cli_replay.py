@@ -16,7 +16,6 @@ from schemahub.streams import Stream
 from schemahub_cli import failures, target
 from schemahub_cli.failures import Reader
 from schemahub_cli.main import app
-from schemahub_cli.replay import since_of
 from tests.unit.test_cli import FakeObjects
 
 RUNNER = CliRunner(env={"COLUMNS": "200"})
@@ -154,8 +153,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
     locks = SimpleNamespace(holder=lambda lock_id: None)
     deps = SimpleNamespace(
-        objects=made.objects, ledger=SimpleNamespace(last_run=lambda *of: made.notes.get(of)), locks=locks
-    )
+        objects=made.objects, ledger=SimpleNamespace(last_run=lambda *of: made.notes.get(of)), locks=locks,
+        settings=SimpleNamespace(products=("coinbase:BTC-USD", "coinbase:ETH-USD")),
+    )  # fmt: skip
     where = SimpleNamespace(
         deps=deps, stack="schemahub-test", local=True, client=lambda service: made.states,
         machine_arn=MACHINES.get, ingest_arn=MACHINES["ingest"], transform_arn=MACHINES["transform"],
@@ -295,6 +295,47 @@ def test_somebody_who_was_quicker_with_the_redrive_is_not_followed_by_a_new_exec
     assert world.states.started == []
 
 
+# --- what can only fail again ---------------------------------------------------------------------------------------
+
+
+def test_what_can_only_fail_again_is_not_started_and_says_which_and_why(world: World) -> None:
+    world.run("run-1", 5, {BTC: "UnknownProduct", SOL: "ExchangeUnavailable"})
+    assert actions(replay()) == {"run-1 BTC-USD": "permanent", "run-1 SOL-USDT": "start"}
+    assert world.states.redriven == []
+    assert world.states.started == [("ingest", {"schema_version": 1, "products": ["binance:SOL-USDT"]})]
+    shown = " ".join(RUNNER.invoke(app, ["replay", "--product", "BTC-*"]).output.split())
+    assert "UnknownProduct fails again until something is changed" in shown
+    assert "update-seed --dry-run" in shown
+    assert "run this again with --force" in shown
+    replay("--product", "BTC-*", code=1)
+    assert len(world.states.started) == 1
+
+
+def test_forced_it_is_run_again_all_the_same(world: World) -> None:
+    arn = world.run("run-1", 5, {BTC: "UnknownProduct", SOL: "ExchangeUnavailable"})
+    assert set(actions(replay("--force", "--dry-run")).values()) == {"redrive"}
+    replay("--force")
+    assert world.states.redriven == [arn]
+
+
+def test_a_publishing_is_judged_by_the_error_inside_the_causes_that_are_nested_in_it(world: World) -> None:
+    inner = {"errorType": "QuarantineExceeded", "errorMessage": "9 rows of 10 do not map"}
+    cause = json.dumps({"Error": "QuarantineExceeded", "Cause": json.dumps(inner), "Status": "FAILED"})
+    world.run("run-1", 5, {}, good=(BTC,), state="TransformSegments", error="States.TaskFailed", cause=cause)
+    [failure] = replay(code=1)["failures"]
+    assert failure["action"] == "permanent"
+    [problem] = failure["problems"]
+    assert (problem["error"], problem["cause"]) == ("QuarantineExceeded", "9 rows of 10 do not map")
+
+
+def test_a_product_filter_that_no_stream_fits_is_an_error_with_the_nearest_names(world: World) -> None:
+    world.run("run-1", 5, {BTC: "ExchangeUnavailable"})
+    said = replay("--product", "BTX-USD", code=1)
+    assert said["error"] == "UnknownStream"
+    assert "BTC-USD" in said["message"]
+    assert world.states.started == world.states.redriven == []
+
+
 # --- failures that are about no single stream -----------------------------------------------------------------------
 
 
@@ -302,15 +343,15 @@ def test_a_failed_publishing_is_replayed_once_and_needs_no_ingest(world: World) 
     world.states.refuses = "InvalidAction"
     by = {"AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID": "x", "run": {"id": "run-1"}}
     world.run("run-1", 5, {}, good=(BTC,), state="TransformSegments", error="States.TaskFailed")
-    world.states.ended("transform", "t-1", 5.1, error="QuarantineExceeded", input=by)
-    assert actions(replay("--error", "QuarantineExceeded", "--dry-run")) == {"t-1 publish": "superseded"}
+    world.states.ended("transform", "t-1", 5.1, error="CommitConflict", input=by)
+    assert actions(replay("--error", "CommitConflict", "--dry-run")) == {"t-1 publish": "superseded"}
     assert actions(replay()) == {"run-1 publish": "start", "t-1 publish": "superseded"}
     assert world.states.started == [("transform", {"schema_version": 1})]
 
 
 def test_a_failed_publishing_rides_along_where_streams_are_replayed(world: World) -> None:
     world.run("run-1", 5, {BTC: "ExchangeUnavailable"})
-    world.states.ended("transform", "t-1", 3, error="QuarantineExceeded")
+    world.states.ended("transform", "t-1", 3, error="CommitConflict")
     assert actions(replay()) == {"run-1 BTC-USD": "redrive", "t-1 publish": "with"}
     assert world.states.started == []
 
@@ -335,7 +376,9 @@ def test_a_rederivation_is_asked_for_again_as_it_was(world: World) -> None:
 
 def test_a_run_that_did_not_come_to_a_list_is_started_with_its_own_input(world: World) -> None:
     world.states.refuses = "InvalidAction"
-    world.states.ended("ingest", "run-1", 5, state="OpenRun", error="StoreRefused", input={"exchanges": ["binance"]})
+    world.states.ended(
+        "ingest", "run-1", 5, state="OpenRun", error="StoreUnavailable", input={"exchanges": ["binance"]}
+    )
     assert actions(replay("--product", "BTC-*")) == {}
     assert actions(replay()) == {"run-1 whole": "start"}
     assert world.states.started == [("ingest", {"schema_version": 1, "exchanges": ["binance"]})]
@@ -348,10 +391,10 @@ def test_a_run_that_did_not_come_to_a_list_is_started_with_its_own_input(world: 
 def test_one_new_execution_holds_everything_that_ingest_has_to_do_again(world: World) -> None:
     world.states.refuses = "InvalidAction"
     world.run("run-1", 5, {BTC: "ExchangeUnavailable"})
-    world.states.ended("ingest", "run-2", 4, state="OpenRun", error="StoreRefused", input={"products": ["okx:A-B"]})
+    world.states.ended("ingest", "run-2", 4, state="OpenRun", error="States.Timeout", input={"products": ["okx:A-B"]})
     replay()
     assert world.states.started == [("ingest", {"schema_version": 1, "products": ["coinbase:BTC-USD", "okx:A-B"]})]
-    world.states.ended("ingest", "run-3", 3, state="OpenRun", error="StoreRefused")
+    world.states.ended("ingest", "run-3", 3, state="OpenRun", error="StoreUnavailable")
     replay()
     assert world.states.started[1:] == [("ingest", {"schema_version": 1})]
 
@@ -430,15 +473,7 @@ def test_pages_are_followed_and_the_number_of_looks_is_bounded(world: World, mon
     assert failures.MAX_LOOKS >= 1_000
 
 
-@pytest.mark.parametrize("arguments", [["--since", "yesterday"], ["--since", "999999w"], ["--state", "sad"],
+@pytest.mark.parametrize("arguments", [["--since", "tomorrow"], ["--since", "999999w"], ["--state", "sad"],
                                        ["--machine", "washing"]])  # fmt: skip
 def test_what_cannot_be_meant_is_wrong_usage(world: World, arguments: list[str]) -> None:
     assert RUNNER.invoke(app, ["replay", *arguments]).exit_code == 2
-
-
-def test_ages_and_times() -> None:
-    now = datetime(2026, 11, 21, 12, tzinfo=UTC)
-    assert since_of("90m", now) == datetime(2026, 11, 21, 10, 30, tzinfo=UTC)
-    assert since_of("2d", now) == datetime(2026, 11, 19, 12, tzinfo=UTC)
-    assert since_of("2026-11-01", now) == datetime(2026, 11, 1, tzinfo=UTC)
-    assert since_of("2026-11-01T12:00:00+02:00", now) == datetime(2026, 11, 1, 10, tzinfo=UTC)

@@ -74,6 +74,27 @@ def test_remedies_name_only_commands_and_files_that_exist() -> None:
             assert (ROOT / path).exists() or (ROOT / "layers/core/schemahub" / Path(path).name).exists(), path
 
 
+def test_no_remedy_sends_anybody_to_a_console_that_the_local_stack_has_not() -> None:
+    for error in ALL:
+        assert not re.search("console|redrive", error.remedy, re.IGNORECASE), error.__name__
+
+
+def test_what_is_permanent_is_retried_by_no_state_machine_and_its_children_are_permanent_too() -> None:
+    names = {name for machine in MACHINES for name in retried(json.loads(machine.read_text()))}
+    assert not {name for name in names if errors.permanent(name)}
+    assert {c.__name__ for c in ALL if issubclass(c, errors.BadInput)} <= {
+        c.__name__ for c in ALL if errors.permanent(c.__name__)
+    }
+    assert not errors.permanent("States.Timeout")
+    assert not errors.permanent(None)
+
+
+def test_a_replay_of_what_is_permanent_is_told_to_be_forced() -> None:
+    for error in ALL:
+        if "schemahub replay" in error.remedy:
+            assert ("replay --force" in error.remedy) == error.permanent, error.__name__
+
+
 def retried(node: Any) -> Iterator[str]:
     """Names in the Retry blocks of a state machine. What is caught goes on elsewhere, and may be everything."""
     if isinstance(node, dict):

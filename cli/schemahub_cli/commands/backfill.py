@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import time
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from typer.core import TyperGroup
 
 from schemahub import backfill_notes, events
 from schemahub.backfill_plan import Wanted
 from schemahub.errors import BadInput, BadStateInput
 from schemahub.mappings import load_mapping
-from schemahub.streams import MAX_POSITION, PREFIX, Stream
-from schemahub_cli import backfills, executions, live, locks, target
+from schemahub.streams import MAX_POSITION
+from schemahub_cli import backfills, executions, live, locks, names, outcome, target, times
+from schemahub_cli.backfill_end import document_of, finish, left_lines, report_lines
 from schemahub_cli.backfill_watch import BackfillWatch
 from schemahub_cli.commands.corrections import corrections
 from schemahub_cli.commands.pipeline import Exchanges
 from schemahub_cli.executions import Execution
-from schemahub_cli.output import ExecutionFailed, Exit, JsonOption, Say, StackOption, StackUnreachable, clock, command
+from schemahub_cli.output import Exit, JsonOption, Say, StackOption, StackUnreachable, command
 from schemahub_cli.target import Target
 from schemahub_cli.watch import Progress
 
@@ -36,6 +38,10 @@ class StreamsOrCommand(TyperGroup):
         return super().parse_args(ctx, args)
 
 
+class TooLate(BadInput):
+    """A backfill is told to stop that has nothing more to stop."""
+
+
 app = typer.Typer(
     cls=StreamsOrCommand,
     no_args_is_help=True,
@@ -43,7 +49,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("corrections")(corrections)
-Run = Annotated[str, typer.Argument(metavar="RUN", help="Name of the execution, as `start` and `status` show it.")]
+Run = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN]", help="Name of the execution, as `start` and `status` show it. Default: the newest."
+    ),
+]
 
 
 class Route(StrEnum):
@@ -67,15 +78,27 @@ class Preset(StrEnum):
 def start(
     stream: Annotated[
         list[str] | None,
-        typer.Argument(metavar="EXCHANGE:PRODUCT...", help="Streams, for example coinbase:BTC-USD. Or --exchange."),
+        typer.Argument(
+            metavar="EXCHANGE:PRODUCT...",
+            help="Streams, for example coinbase:BTC-USD. Or --exchange.",
+            autocompletion=names.complete_stream,
+        ),
     ] = None,
     exchange: Exchanges = None,
     since: Annotated[
-        str | None, typer.Option("--from", metavar="TIME", help="From this date or time (UTC) on: 2023-01-01.")
+        datetime | None,
+        typer.Option(
+            "--from", metavar="TIME", parser=times.option, help="From this time (UTC) on: 2023-01-01, 2026-11, 7d."
+        ),
     ] = None,
     until: Annotated[
-        str | None,
-        typer.Option("--to", metavar="TIME", help="With --from: up to this date or time, excluded."),
+        datetime | None,
+        typer.Option(
+            "--to",
+            metavar="TIME",
+            parser=times.option,
+            help="With --from: up to this time (UTC), excluded: today.",
+        ),
     ] = None,
     ids: Annotated[
         str | None, typer.Option("--ids", metavar="FIRST..LAST", help="These positions: 1..5000000, both included.")
@@ -130,6 +153,7 @@ def start(
         "archives": None if archives else False,
     })  # fmt: skip
     say, where = Say(as_json), target.resolve(stack)
+    names.pullable(where, names.parse(stream), from_archives=True)
     if plan:
         _plan(say, where, asked)
         return
@@ -137,7 +161,7 @@ def start(
     if not wait:
         say.result({"execution": arn, "run": arn.rsplit(":", 1)[1], "status": "RUNNING"})
         return
-    _finish(say, where, _follow(say, where, arn))
+    finish(say, where, _machine(where), _follow(say, where, arn))
 
 
 @app.command()
@@ -158,29 +182,35 @@ def status(
     say, where = Say(as_json), target.resolve(stack)
     execution = _execution(where, run)
     if follow and execution.running:
-        _finish(say, where, _follow(say, where, execution.arn))
+        finish(say, where, _machine(where), _follow(say, where, execution.arn))
         return
     progress = BackfillWatch.of(where, execution.arn).look()
-    document = _document(where, progress)
-    say.result(document, live.picture(progress), *_report(document))
+    document = document_of(where, progress)
+    say.result(document, live.picture(progress), *report_lines(document), *left_lines(where, document))
 
 
 @app.command()
 @command
-def pause(run: Run, stack: StackOption = None, as_json: JsonOption = False) -> None:
+def pause(run: Run = None, stack: StackOption = None, as_json: JsonOption = False) -> None:
     """Let a backfill come to a halt: tasks notice within 30 seconds, commit what is whole, and the execution ends well.
 
-    schemahub backfill pause cli-20261121T101500Z-a1b2c3
+    Without RUN: the newest one that is running.
+
+      schemahub backfill pause
+      schemahub backfill pause cli-20261121T101500Z-a1b2c3
     """
     _tell(run, "pause", "pauses; `schemahub backfill resume` goes on with what is missing then", stack, as_json)
 
 
 @app.command()
 @command
-def cancel(run: Run, stack: StackOption = None, as_json: JsonOption = False) -> None:
+def cancel(run: Run = None, stack: StackOption = None, as_json: JsonOption = False) -> None:
     """End a backfill: like pause, and its report says that it was cancelled. What is committed stays.
 
-    schemahub backfill cancel cli-20261121T101500Z-a1b2c3
+    Without RUN: the newest one that is running. One that has fetched everything already cannot be cancelled any more.
+
+      schemahub backfill cancel
+      schemahub backfill cancel cli-20261121T101500Z-a1b2c3
     """
     _tell(run, "cancel", "is being cancelled; what is committed stays", stack, as_json)
 
@@ -188,14 +218,17 @@ def cancel(run: Run, stack: StackOption = None, as_json: JsonOption = False) -> 
 @app.command()
 @command
 def resume(
-    run: Run,
+    run: Run = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until the end, or only start.")] = True,
     stack: StackOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Go on with a backfill that was paused, cancelled or has failed: a new execution of what is missing by now.
 
-    schemahub backfill resume cli-20261121T101500Z-a1b2c3
+    Without RUN: the newest one.
+
+      schemahub backfill resume
+      schemahub backfill resume cli-20261121T101500Z-a1b2c3
     """
     say, where = Say(as_json), target.resolve(stack)
     before = _execution(where, run)
@@ -206,19 +239,21 @@ def resume(
     if not wait:
         say.result({"execution": arn, "run": arn.rsplit(":", 1)[1], "status": "RUNNING"})
         return
-    _finish(say, where, _follow(say, where, arn))
+    finish(say, where, _machine(where), _follow(say, where, arn))
 
 
 # --- what is asked for ----------------------------------------------------------------------------------------------
 
 
-def _range(since: str | None, until: str | None, ids: str | None, everything: bool) -> Any:
+def _range(since: datetime | None, until: datetime | None, ids: str | None, everything: bool) -> Any:
     """The ``range`` of the state machine's input. Raises typer.BadParameter for anything but exactly one."""
     if sum((since is not None, ids is not None, everything)) != 1:
         raise typer.BadParameter("give exactly one of --from, --ids and --all")
     if until is not None and since is None:
         raise typer.BadParameter("--to belongs to --from")
-    wanted: Any = "all" if everything else {"from": since, "to": until}
+    wanted: Any = "all"
+    if since is not None:
+        wanted = {"from": times.written(since), "to": None if until is None else times.written(until)}
     if ids is not None:
         first, dots, last = ids.partition("..")
         if not (dots and all(n.isascii() and n.isdigit() and int(n) <= MAX_POSITION for n in (first, last))):
@@ -237,7 +272,7 @@ def _request(
     """The input of the state machine, refused here where it cannot be meant."""
     if not streams and not exchanges:
         raise typer.BadParameter("name at least one stream (coinbase:BTC-USD), or an --exchange")
-    for name in [*(Stream.parse(s).exchange for s in streams or ()), *(exchanges or ())]:
+    for name in [*(s.exchange for s in names.parse(streams)), *(exchanges or ())]:
         load_mapping(name)
     asked = {"products": streams, "exchanges": exchanges, "range": wanted, **means}
     return {k: v for k, v in asked.items() if v is not None and v != []}
@@ -260,9 +295,10 @@ def _plan(say: Say, where: Target, asked: dict[str, Any]) -> None:
         },
         *filter(None, (backfills.plan_table(plans), backfills.files_table(plans), backfills.split_line(plans))),
     )
-    for failed in (p for p in plans if p.error):
-        say.line(f"[red]{failed.stream}[/]  {failed.error}")
-    if plans and all(p.error for p in plans):
+    failed = [p for p in plans if p.error]
+    for one in failed:
+        say.line(f"[red]{one.stream.label}[/]  {escape(one.error or '')}")
+    if failed:
         raise typer.Exit(int(Exit.FAILED))
 
 
@@ -287,15 +323,16 @@ def _begin(say: Say, where: Target, asked: dict[str, Any]) -> str:
     return arn
 
 
-def _execution(where: Target, run: str | None) -> Execution:
-    """The execution of that name or ARN, or the newest one."""
+def _execution(where: Target, run: str | None, *, running: bool = False) -> Execution:
+    """The execution of that name or ARN, or the newest one: with ``running`` the newest that runs, if one does."""
     machine = _machine(where)
     client = where.client("stepfunctions")
     if run is None:
         listed = client.list_executions(stateMachineArn=machine, maxResults=100)["executions"]
         if not listed:
             raise BadInput("there was no backfill yet", remedy="`schemahub backfill --help` shows how to start one.")
-        return executions.describe(where, max(listed, key=lambda e: e["startDate"])["executionArn"])
+        chosen = [e for e in listed if running and e["status"] == executions.RUNNING] or listed
+        return executions.describe(where, max(chosen, key=lambda e: e["startDate"])["executionArn"])
     name = run.rsplit(":", 1)[-1]
     try:
         return executions.describe(where, f"{machine.replace(':stateMachine:', ':execution:')}:{name}")
@@ -305,14 +342,25 @@ def _execution(where: Target, run: str | None) -> Execution:
         ) from error
 
 
-def _tell(run: str, wish: backfill_notes.Wish, words: str, stack: str | None, as_json: bool) -> None:
+def _tell(run: str | None, wish: backfill_notes.Wish, words: str, stack: str | None, as_json: bool) -> None:
     say, where = Say(as_json), target.resolve(stack)
-    execution = _execution(where, run)
-    if not execution.running:
-        raise BadInput(f"{execution.name} is not running, it is {execution.status}",
-                       remedy="`schemahub backfill status` shows what it did.")  # fmt: skip
-    backfill_notes.want(where.deps, execution.name, wish)
-    say.result({"execution": execution.arn, "run": execution.name, "wanted": wish}, f"{execution.name} {words}")
+    execution = _execution(where, run, running=True)
+    if execution.running:
+        backfill_notes.want(where.deps, execution.name, wish)
+        # Looked at after it was told: what has ended by now may have ended without having heard of it.
+        progress = BackfillWatch.of(where, execution.arn).look()
+        if progress.execution.running and not progress.all_finished:
+            say.result({"execution": execution.arn, "run": execution.name, "wanted": wish}, f"{execution.name} {words}")
+            return
+        execution = progress.execution
+    raise TooLate(_late(execution, wish), remedy=f"`schemahub backfill status {execution.name}` shows what it did.")
+
+
+def _late(execution: Execution, wish: backfill_notes.Wish) -> str:
+    if execution.running:
+        return f"{wish} comes too late: {execution.name} has done all of its streams and publishes them"
+    ended = f" at {execution.stopped:%Y-%m-%d %H:%M:%S} UTC" if execution.stopped else ""
+    return f"{wish} comes too late: {execution.name} is not running, it ended{ended} as {execution.status}"
 
 
 def _follow(say: Say, where: Target, arn: str) -> Progress:
@@ -321,51 +369,10 @@ def _follow(say: Say, where: Target, arn: str) -> Progress:
     try:
         return live.follow(watch, say.console, watch.pause(time.sleep))
     except KeyboardInterrupt:
-        option = "" if where.local else f" --stack {where.stack}"
+        option = outcome.on(where)
         name = arn.rsplit(":", 1)[1]
         say.line(
             f"\nThe execution goes on. Follow it with [cyan]schemahub backfill status {name} --follow{option}[/]; "
             f"stop it with [cyan]schemahub backfill pause {name}{option}[/]."
         )
         raise
-
-
-def _document(where: Target, progress: Progress) -> dict[str, Any]:
-    body = where.deps.objects.get(f"{PREFIX}plans/{progress.execution.name}/backfill/report.json")
-    return {
-        "stack": where.stack,
-        "run": progress.execution.name,
-        "execution": progress.execution.to_json(),
-        "progress": progress.to_json(),
-        "report": json.loads(body) if body and not progress.execution.running else None,
-    }
-
-
-def _report(document: dict[str, Any]) -> list[Any]:
-    report = document["report"]
-    if report is None:
-        return []
-    return [backfills.report_table(report), *backfills.files_lines(report), f"[dim]{report['notes']}[/]"]
-
-
-def _finish(say: Say, where: Target, progress: Progress) -> None:
-    """The result of a backfill that has ended, and the exit code that goes with it."""
-    execution, document = progress.execution, _document(where, progress)
-    if execution.status != "SUCCEEDED":
-        say.result({**document, "exit_code": int(Exit.FAILED)}, *_report(document))
-        if say.as_json:
-            raise typer.Exit(int(Exit.FAILED))
-        cause = f": {execution.cause[:600]}" if execution.cause else ""
-        raise ExecutionFailed(f"{execution.name} {execution.status.lower()} ({execution.error}){cause}")
-    outcomes = {s.outcome for s in progress.streams}
-    busy = outcomes == {"busy"}
-    words = {"paused": "paused: go on with `schemahub backfill resume`", "cancelled": "cancelled"}
-    said = words.get((document["report"] or {}).get("status", ""), "done")
-    say.result(
-        document,
-        *_report(document),
-        "[yellow]skipped: other backfills are busy with every stream[/]" if busy
-        else f"[green]{said}[/] in {clock(execution.seconds())}",
-    )  # fmt: skip
-    if busy:
-        raise typer.Exit(int(Exit.BUSY))

@@ -14,7 +14,7 @@ from schemahub.corrections import SETTLED, Correction
 from schemahub.errors import SchemaHubError
 from schemahub.mappings import load_mapping
 from schemahub.streams import Stream
-from schemahub_cli import target
+from schemahub_cli import names, target
 from schemahub_cli.output import Exit, JsonOption, Say, StackOption, command, listing
 from schemahub_cli.positions import place
 
@@ -43,7 +43,11 @@ class Corrected:
 def corrections(
     stream: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[EXCHANGE:PRODUCT]...", help="Only these streams. Default: all with an archive."),
+        typer.Argument(
+            metavar="[EXCHANGE:PRODUCT]...",
+            help="Only these streams. Default: all with an archive.",
+            autocompletion=names.complete_stream,
+        ),
     ] = None,
     check: Annotated[
         bool,
@@ -59,10 +63,11 @@ def corrections(
       schemahub backfill corrections
       schemahub backfill corrections binance:BTC-USDT --check --json
     """
-    for name in stream or ():
-        load_mapping(Stream.parse(name).exchange)
+    named = names.parse(stream)
+    for name in named:
+        load_mapping(name.exchange)
     say, where = Say(as_json), target.resolve(stack)
-    streams = [Stream.parse(name) for name in stream or ()] or maintain_archives.archived_streams(where.deps)
+    streams = names.committed(where.deps, named) or maintain_archives.archived_streams(where.deps)
     found = [Corrected(one, documents.corrections(where.deps.objects, one)) for one in streams]
     if check:
         with say.console.status("asking for published checksums") as shown:

@@ -14,6 +14,7 @@ from rich.table import Table
 from schemahub.exchanges import Http, RequestsHttp
 from schemahub.mappings import Mapping, load_mapping, mappings_dir
 from schemahub.mappings import exchanges as known_exchanges
+from schemahub.streams import Stream
 from schemahub_cli.kit import golden as goldens
 from schemahub_cli.kit import lint as linting
 from schemahub_cli.kit.pages import SIMULATED_NOW_S, Page, Reading, SavedAnswer, SimulatedHttp, newest_page, readings
@@ -232,6 +233,7 @@ def _page(
     """One page from where the options say, what it becomes, its source, and when it was taken (ms)."""
     if sum((bool(base_url), simulator, file is not None)) > 1:
         raise typer.BadParameter("only one of --base-url, --simulator and --file")
+    Stream(mapping.exchange, product)  # refused before anything is asked where it is no product
     now_ms, source = int(time.time() * 1000), base_url or mapping.base_url
     http: Http = RequestsHttp()
     if simulator:

@@ -14,11 +14,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from schemahub.errors import BadInput, LockError, SchemaHubError
+from schemahub.errors import LockError, SchemaHubError
 from schemahub.holes import Gap, Hole, merged
 from schemahub.mappings import NS
 from schemahub.streams import Interval, Stream
-from schemahub_cli import target
+from schemahub_cli import names, target
 from schemahub_cli.output import Exit, JsonOption, Say, StackOption, clock, command, listing
 from schemahub_cli.positions import by_time, extent, place
 from schemahub_cli.target import Target
@@ -81,6 +81,7 @@ def gaps(
             "-s",
             metavar="EXCHANGE:PRODUCT",
             help="Only this stream, for example coinbase:BTC-USD; may be repeated. Default: all that are known.",
+            autocompletion=names.complete_stream,
         ),
     ] = None,
     repair: Annotated[
@@ -105,8 +106,9 @@ def gaps(
     """
     if dry_run and not repair:
         raise typer.BadParameter("--dry-run goes with --repair: without it nothing is ever written")
-    say, where = Say(as_json), target.resolve(stack)
-    found = [_known(where, one) for one in _streams(where, stream)]
+    say, named = Say(as_json), names.parse(stream)
+    where = target.resolve(stack)
+    found = [_known(where, one) for one in _streams(where, named)]
     if repair:
         with say.console.status("asking for the missing ids again"):
             for one in found:
@@ -120,17 +122,12 @@ def gaps(
     _leave(found)
 
 
-def _streams(where: Target, named: list[str] | None) -> list[Stream]:
+def _streams(where: Target, named: list[Stream]) -> list[Stream]:
     """The named streams, or all that have state: a product that left the seed keeps its holes."""
     from schemahub import rebuild
 
     if named:
-        streams = [Stream.parse(name) for name in named]
-        if foreign := [s for s in streams if s != s.trades]:
-            raise BadInput(f"{foreign[0]} is not a stream of trades")
-        if unknown := [s for s in streams if where.deps.ledger.watermark(s) is None]:
-            raise BadInput(f"nothing of {unknown[0]} is committed", remedy="`schemahub status` lists the streams.")
-        return sorted(set(streams))
+        return names.committed(where.deps, named)
     return sorted(rebuild.named_streams(where.deps))
 
 
@@ -178,7 +175,9 @@ def _report(found: list[StreamGaps], repair: bool, dry_run: bool, everything: bo
     hidden = sum(gap.ids for one in found if not by_time(one.stream) for gap in merged(one.holes) if gap.proved)
     if hidden and not everything:
         yield f"[dim]{hidden:,} ids more are proved to be absent (--all)[/]"
-    if not any(one.shown for one in found):
+    if not found:
+        yield "[yellow]nothing is committed yet, so nothing can be missing[/]: `schemahub run` pulls the seed list"
+    elif not any(one.shown for one in found):
         yield "[green]no hole is open[/]"
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.markup import escape
 
-from schemahub.mappings import load_mapping
 from schemahub.streams import Stream
-from schemahub_cli import executions, live, locks, target
+from schemahub_cli import executions, live, locks, names, outcome, target, times
 from schemahub_cli import rederive as rederivation
 from schemahub_cli.executions import Execution
-from schemahub_cli.output import ExecutionFailed, Exit, JsonOption, Say, StackOption, clock, command, fail
+from schemahub_cli.output import Exit, JsonOption, Say, StackOption, clock, command, fail
 from schemahub_cli.target import Target
 from schemahub_cli.watch import Progress, Watch
 
@@ -26,9 +27,18 @@ Products = Annotated[
         "-p",
         metavar="EXCHANGE:PRODUCT",
         help="Only this stream, for example coinbase:BTC-USD; may be repeated. Default: the seed list.",
+        autocompletion=names.complete_stream,
     ),
 ]
-Exchanges = Annotated[list[str] | None, typer.Option("--exchange", "-e", help="Only this exchange; may be repeated.")]
+Exchanges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exchange",
+        "-e",
+        help="Only this exchange; may be repeated.",
+        autocompletion=names.complete_exchange,
+    ),
+]
 
 
 @command
@@ -49,7 +59,7 @@ def run(
       schemahub run -p coinbase:BTC-USD -p binance:BTC-USDT
       schemahub run --stack schemahub-prod --no-follow --json
     """
-    _ingest(Say(as_json), target.resolve(stack), product, exchange, dry_run, follow, until_fetched=False)
+    _ingest(Say(as_json), stack, product, exchange, dry_run, follow, until_fetched=False)
 
 
 @command
@@ -67,7 +77,7 @@ def ingest(
 
       schemahub ingest -e binance
     """
-    _ingest(Say(as_json), target.resolve(stack), product, exchange, dry_run, follow, until_fetched=True)
+    _ingest(Say(as_json), stack, product, exchange, dry_run, follow, until_fetched=True)
 
 
 @command
@@ -77,11 +87,21 @@ def transform(
     ] = False,
     stream: Annotated[
         list[str] | None,
-        typer.Option("--stream", metavar="EXCHANGE:PRODUCT", help="With --rederive: this stream; may be repeated."),
+        typer.Option(
+            "--stream",
+            metavar="EXCHANGE:PRODUCT",
+            help="With --rederive: this stream; may be repeated.",
+            autocompletion=names.complete_stream,
+        ),
     ] = None,
     since: Annotated[
-        str | None,
-        typer.Option("--since", metavar="ID|DATE", help="With --rederive: from this trade id or moment (UTC) on."),
+        Any,
+        typer.Option(
+            "--since",
+            metavar="ID|TIME",
+            parser=times.position_or_time,
+            help="With --rederive: from this trade id or time (UTC) on: 7d, 2026-11, 2026-11-03T10:00.",
+        ),
     ] = None,
     dry_run: DryRun = False,
     follow: Follow = True,
@@ -96,10 +116,13 @@ def transform(
       schemahub transform --dry-run
       schemahub transform --rederive --stream coinbase:BTC-USD --since 2024-01-01 --dry-run
     """
-    if not rederive and (stream or since):
+    if not rederive and (stream or since is not None):
         raise typer.BadParameter("--stream and --since belong to --rederive")
-    wanted = rederivation.request(stream, since) if rederive else None
+    named = names.parse(stream)
+    wanted = rederivation.request(named, since) if rederive else None
     say, where = Say(as_json), target.resolve(stack)
+    if wanted:
+        names.committed(where.deps, named)
     if dry_run:
         _rederivation(say, where, wanted) if wanted else _pending(say, where)
         return
@@ -111,7 +134,7 @@ def transform(
         execution = _wait(where, arn)
     if execution.status == "SUCCEEDED":
         say.line(rederivation.outcome(execution.output))
-    _finish(say, execution, {"execution": execution.to_json(), "joined": joined})
+    _finish(say, where, "transform", execution, {"execution": execution.to_json(), "joined": joined})
 
 
 def begin(say: Say, where: Target, machine: str, *, join: bool = True, **keys: Any) -> tuple[str, bool]:
@@ -135,7 +158,7 @@ def follow_ingest(say: Say, where: Target, arn: str, until_fetched: bool = False
     try:
         return live.follow(watch, say.console, until_fetched=until_fetched)
     except KeyboardInterrupt:
-        option = "" if where.local else f" --stack {where.stack}"
+        option = outcome.on(where)
         say.line(
             f"\nThe execution goes on. Follow it again with [cyan]schemahub run{option}[/]; "
             f"stop it with [cyan]schemahub stop{option}[/]."
@@ -145,17 +168,19 @@ def follow_ingest(say: Say, where: Target, arn: str, until_fetched: bool = False
 
 def _ingest(
     say: Say,
-    where: Target,
+    stack: str | None,
     products: list[str] | None,
     exchanges: list[str] | None,
     dry_run: bool,
     follow: bool,
     until_fetched: bool,
 ) -> None:
+    named = names.parse(products)
+    where = target.resolve(stack)
+    _check(where, named, products, exchanges)
     if dry_run:
         _plan(say, where, products, exchanges)
         return
-    _check(products, exchanges)
     arn, joined = begin(say, where, where.ingest_arn, products=products, exchanges=exchanges)
     if joined and (products or exchanges):
         say.line("[yellow]it has its own selection of products; yours was not used[/]")
@@ -167,38 +192,67 @@ def _ingest(
     if progress.execution.running:
         say.result(document, "everything is committed; publishing goes on by itself")
         return
-    _finish(say, progress.execution, document)
+    _finish(say, where, "ingest", progress.execution, document, [s.stream for s in progress.streams])
 
 
-def _check(products: list[str] | None, exchanges: list[str] | None) -> None:
-    """Refuse a name that cannot be meant before anything is started."""
-    for name in products or ():
-        load_mapping(Stream.parse(name).exchange)
-    for name in exchanges or ():
-        load_mapping(name)
+def _check(where: Target, named: list[Stream], products: list[str] | None, exchanges: list[str] | None) -> None:
+    """Refuse what cannot be meant before anything is started: names that are not there, a choice of nothing."""
+    names.pullable(where, named)
+    if exchanges:
+        from schemahub import events, ingest
+
+        ingest.select_streams(where.deps, events.IngestInput(products=products, exchanges=exchanges))
 
 
-def _finish(say: Say, execution: Execution, document: dict[str, Any]) -> None:
-    """The result of an execution that has ended, and the exit code that goes with it."""
+def _finish(
+    say: Say,
+    where: Target,
+    machine: str,
+    execution: Execution,
+    document: dict[str, Any],
+    streams: Sequence[Stream] = (),
+) -> None:
+    """The result of an execution that has ended, what it brought of ``streams``, and the exit code."""
     if execution.skipped:
         say.result({**document, "skipped": True}, "[yellow]skipped: another run is busy with every exchange[/]")
         raise typer.Exit(int(Exit.BUSY))
+    came = outcome.brought(where.deps, execution, streams) if streams else None
+    if came:
+        document = {**document, "brought": came.to_json()}
     if execution.status != "SUCCEEDED":
-        if say.as_json:
-            say.result({**document, "exit_code": int(Exit.FAILED)})
-            raise typer.Exit(int(Exit.FAILED))
-        cause = f": {execution.cause[:600]}" if execution.cause else ""
-        fail(
-            ExecutionFailed(f"{execution.name} {execution.status.lower()} ({execution.error}){cause}"),
-            Exit.FAILED,
-            False,
-        )
+        _failed(say, where, machine, execution, document, came)
     skipped = execution.output.get("skipped") or []
     say.result(
         document,
         f"[green]done[/] in {clock(execution.seconds())}"
+        + (f" · {came.line}" if came else "")
         + (f" · [yellow]skipped, another run is busy: {', '.join(skipped)}[/]" if skipped else ""),
     )
+    if came and came.trades:
+        example = "SELECT exchange, symbol, count(*) AS trades FROM trades GROUP BY ALL"
+        say.line(f'next: [cyan]schemahub query{outcome.on(where)} "{example}"[/]')
+
+
+def _failed(
+    say: Say,
+    where: Target,
+    machine: str,
+    execution: Execution,
+    document: dict[str, Any],
+    came: outcome.Brought | None,
+) -> NoReturn:
+    """Say of an execution that failed what it left undone, why, and what to do; exit code 1."""
+    arn = where.ingest_arn if machine == "ingest" else where.transform_arn
+    with say.console.status("reading what failed"):
+        left = outcome.undone(where, machine, arn, execution)
+    if say.as_json:
+        say.result({**document, "failed": left.to_json(), "exit_code": int(Exit.FAILED)})
+        raise typer.Exit(int(Exit.FAILED))
+    if came and came.trades:
+        say.line(f"{came.line}, although")
+    for line in left.lines(f"schemahub replay{outcome.on(where)}"):
+        say.line(line)
+    fail(outcome.failed(execution, left), Exit.FAILED, False)
 
 
 def _plan(say: Say, where: Target, products: list[str] | None, exchanges: list[str] | None) -> None:
@@ -211,8 +265,11 @@ def _plan(say: Say, where: Target, products: list[str] | None, exchanges: list[s
     say.result(
         {"stack": where.stack, "dry_run": True, **plan.to_json()}, forecast.table(plan), forecast.cost_line(plan.work)
     )
-    for failed in (s for s in plan.streams if s.error):
-        say.line(f"[red]{failed.stream}[/]  {failed.error}")
+    failed = [s for s in plan.streams if s.error]
+    for one in failed:
+        say.line(f"[red]{one.stream.label}[/]  {escape(one.error or '')}")
+    if failed:
+        raise typer.Exit(int(Exit.FAILED))
 
 
 def _pending(say: Say, where: Target) -> None:

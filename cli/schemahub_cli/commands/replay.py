@@ -11,15 +11,19 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from schemahub_cli import executions, locks, replay, target
+from schemahub.errors import UnknownStream, remedy_of
+from schemahub_cli import executions, locks, names, replay, target, times
 from schemahub_cli.failures import PUBLISH, Failure, Found, Reader
 from schemahub_cli.output import Exit, JsonOption, Say, StackOption, command, listing
-from schemahub_cli.replay import BUSY, RECOVERED, REDRIVE, START, SUPERSEDED, WITH, Fate, Filter
+from schemahub_cli.replay import BUSY, PERMANENT, RECOVERED, REDRIVE, START, SUPERSEDED, WITH, Fate, Filter
 from schemahub_cli.target import Target
 
 SHOWN = 50
 """Failures that people see, the newest; machines get all of them."""
-COLOURS = {REDRIVE: "cyan", START: "cyan", WITH: "cyan", BUSY: "yellow", RECOVERED: "green", SUPERSEDED: "dim"}
+COLOURS = {
+    REDRIVE: "cyan", START: "cyan", WITH: "cyan", BUSY: "yellow", PERMANENT: "red", RECOVERED: "green",
+    SUPERSEDED: "dim",
+}  # fmt: skip
 
 
 class State(StrEnum):
@@ -45,9 +49,14 @@ def run(
         typer.Option("--state", help="Executions that ended like this; may be repeated. Default: failed, timed_out."),
     ] = None,
     since: Annotated[
-        str,
-        typer.Option("--since", metavar="AGE|TIME", help="Ended since then: 90m, 12h, 2d, or a date or time (UTC)."),
-    ] = "2d",
+        datetime,
+        typer.Option(
+            "--since",
+            metavar="TIME",
+            parser=times.option,
+            help="Ended since then: 90m, 12h, 2d, yesterday, 2026-11.",
+        ),
+    ] = "2d",  # type: ignore[assignment]
     error: Annotated[
         str | None,
         typer.Option("--error", metavar="GLOB", help="Only where an error's name or text matches: 'Exchange*'."),
@@ -60,6 +69,10 @@ def run(
         list[Machine] | None,
         typer.Option("--machine", help="Only this state machine; may be repeated. Default: all of them."),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also what can only fail again, after you have mended what it failed of."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run again; start nothing.")] = False,
     stack: StackOption = None,
     as_json: JsonOption = False,
@@ -73,23 +86,29 @@ def run(
       schemahub replay --state failed --since 2d --error 'Exchange*' --product 'BTC-*'
     """
     now = datetime.now(UTC)
-    try:
-        began = replay.since_of(since, now)
-    except (ValueError, OverflowError) as problem:
-        raise typer.BadParameter(
-            f"--since {since[:40]!r} is neither an age (90m, 12h, 2d) nor an ISO time"
-        ) from problem
     say, where = Say(as_json), target.resolve(stack)
     statuses = [s.name for s in state or (State.FAILED, State.TIMED_OUT)]
     machines = {m.value: arn for m in machine or Machine if (arn := where.machine_arn(m.value))}
     with say.console.status("looking for failed executions"):
-        found = _find(where, machines, statuses, began)
-        wanted = Filter(error, product)
-        fates = replay.decide([f for one in found for f in one.failures], wanted, _running(where), now)
+        found = _find(where, machines, statuses, since)
+        failures = [f for one in found for f in one.failures]
+        _check_product(where, product, failures)
+        fates = replay.decide(failures, Filter(error, product), _running(where), now, force)
     started = [{"machine": s.machine, "input": s.keys} for s in replay.starts(fates)] if dry_run else _act(where, fates)
     say.result(_document(where, found, fates, started, dry_run), *_report(found, fates, started, dry_run))
-    if fates and not any(f.action in (REDRIVE, START, WITH) for f in fates) and any(f.action == BUSY for f in fates):
-        raise typer.Exit(int(Exit.BUSY))
+    actions = {f.action for f in fates}
+    if not actions & {REDRIVE, START, WITH} and actions & {BUSY, PERMANENT}:
+        raise typer.Exit(int(Exit.BUSY if BUSY in actions else Exit.FAILED))
+
+
+def _check_product(where: Target, product: str | None, failures: list[Failure]) -> None:
+    """Refuse a filter that no stream can fit: it would say that nothing failed. Raises UnknownStream."""
+    if product is None:
+        return
+    known = {*names.known_streams(where.deps), *(f.stream for f in failures if f.stream)}
+    if not any(replay.fits(product, stream) for stream in known):
+        near = [*map(names.written, known), *(s.product for s in known)]
+        raise UnknownStream(f"no stream fits --product {product[:60]!r}{names.meant(product, near)}")
 
 
 def _find(where: Target, machines: dict[str, str], statuses: list[str], since: datetime) -> list[Found]:
@@ -155,6 +174,11 @@ def _report(found: list[Found], fates: list[Fate], started: list[dict[str, Any]]
     for one in started if not dry_run else ():
         verb = "redriven" if one["redriven"] else "started"
         yield f"{verb} [cyan]{one['machine']} {one['execution'].rsplit(':', 1)[1]}[/]"
+    hopeless = [f.failure.permanent for f in open_ones if f.action == PERMANENT]
+    for name in dict.fromkeys(p.error for p in hopeless if p):
+        yield f"[bold red]{escape(name)}[/] [dim]→[/] {escape(remedy_of(name) or '')}"
+    if hopeless:
+        yield f"{len(hopeless):,} not started: each fails again as it is. Mend it, then run this again with --force."
     if not open_ones:
         yield "[green]nothing to replay[/]"
 

@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from schemahub.errors import BadCertificate, BadProductId
+from schemahub.errors import BadCertificate, BadProductId, UnknownStream
 from schemahub.streams import Stream
-from schemahub_cli import target
+from schemahub_cli import names, target
 from schemahub_cli.output import Exit, JsonOption, Say, StackOption, clock, command, listing
 from schemahub_cli.positions import extent, place
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from schemahub.certificate import Certificate, Document
     from schemahub.lake import Lake
 
+PULL = "Pull something first: `schemahub run`. `schemahub status` lists the streams that there are."
 SHOWN = 20
 """Findings of one kind and stream that are printed for people; --json has all."""
 
@@ -33,7 +34,12 @@ SHOWN = 20
 def verify(
     stream: Annotated[
         list[str] | None,
-        typer.Option("--stream", "-s", help="Only this stream (coinbase:BTC-USD); may be repeated. Default: all."),
+        typer.Option(
+            "--stream",
+            "-s",
+            help="Only this stream (coinbase:BTC-USD); may be repeated. Default: all.",
+            autocompletion=names.complete_stream,
+        ),
     ] = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="Read every raw object and compare its trades with the table's rows.")
@@ -69,7 +75,7 @@ def verify(
       aws s3 sync s3://BUCKET/schemahub copy/schemahub && schemahub verify --offline copy
     """
     say, began = Say(as_json), time.monotonic()
-    streams = [Stream.parse(name) for name in stream or ()]
+    streams = names.parse(stream)
     with _progress(say) as watch:
         if offline is not None:
             place, verdicts = offline, list(_recheck(offline, streams, certificate_dir, deep, watch))
@@ -77,6 +83,9 @@ def verify(
             where = target.resolve(stack)
             place, verdicts = where.where, list(_audit(where, streams, deep, dry_run, certificate_dir, watch))
     found = [finding for verdict in verdicts for finding in verdict.findings]
+    if not found and not any(verdict.stream for verdict in verdicts):
+        # Nothing was proved, and that is no proof.
+        raise UnknownStream(f"nothing of {place} is committed or published yet", remedy=PULL)
     say.result(
         {
             "place": place,
@@ -128,6 +137,12 @@ def _audit(
     from schemahub.lake import lake_of
 
     sign_off = None
+    if streams:
+        # The ledger is asked first: only a stream that it does not know is worth a look at the table.
+        try:
+            streams = names.committed(where.deps, streams)
+        except UnknownStream:
+            streams = names.committed(where.deps, streams, {s.trades for s in lake_of(where.deps).published})
     if not dry_run:
         caller = where.client("sts").get_caller_identity()["Arn"]
         sign_off = SignOff(caller, time.time_ns() // 1_000_000, _program(), deep)
@@ -170,7 +185,10 @@ def _recheck(place: str, streams: Sequence[Stream], folder: Path | None, deep: b
     chains = _read(folder) if folder else _chains(lake)
     if missing := [s for s in streams if s not in chains]:
         raise BadCertificate(
-            "there is no certificate of this stream", stream=missing[0], remedy="Issue one with `schemahub verify`."
+            "there is no certificate of this stream"
+            + names.meant(names.written(missing[0]), map(names.written, chains)),
+            stream=missing[0],
+            remedy="Issue one with `schemahub verify`.",
         )
     if not chains:
         raise BadCertificate(

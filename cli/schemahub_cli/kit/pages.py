@@ -16,9 +16,10 @@ from urllib.parse import unquote, urlsplit
 import zstandard
 
 from local.exchange_sim.simulator import Simulator
-from local.exchange_sim.world import world_of
+from local.exchange_sim.world import BadWorld, world_of
 from schemahub.answers import Row
 from schemahub.commit import segment_of
+from schemahub.errors import BadInput
 from schemahub.exchanges import Answer, Exchange, Http
 from schemahub.mappings import Mapping
 from schemahub.raw import content_of, raw_key
@@ -65,7 +66,10 @@ class SimulatedHttp:
     def __init__(self, mapping: Mapping, product: str) -> None:
         self.exchange = mapping.exchange
         config = {"products": [product], "trades_per_day": SIMULATED_TRADES_PER_DAY, "limit": None}
-        self.simulator = Simulator(world_of(mapping, config), real_s=lambda: SIMULATED_NOW_S)
+        try:
+            self.simulator = Simulator(world_of(mapping, config), real_s=lambda: SIMULATED_NOW_S)
+        except BadWorld as error:
+            raise BadInput(f"the simulator cannot play {product}: {error}") from error
 
     def get(self, url: str, params: dict[str, str]) -> Answer:
         answer = self.simulator.get(self.exchange, unquote(urlsplit(url).path), params, "kit")

@@ -222,7 +222,7 @@ def _whole(objects: ObjectStore, key: str) -> TableMetadata | None:
         if not files.new_input(manifest.manifest_path).exists():
             raise CorruptState(
                 f"Glue lost the table, and {manifest.manifest_path}, which {key} names, is gone too",
-                remedy="Restore it in S3 (the bucket keeps old versions), then redrive.",
+                remedy="Restore it in S3 (the bucket keeps old versions), then run `schemahub replay --force`.",
             )
     return metadata
 

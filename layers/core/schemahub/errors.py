@@ -4,6 +4,7 @@
     ├── BadInput                  somebody wrote something that cannot be meant: nothing was done
     │   ├── UnknownExchange       no mapping of that name
     │   ├── UnknownProduct        the exchange does not list it
+    │   ├── UnknownStream         no run has committed anything of it, and no list names it
     │   ├── BadProductId          not of the form BASE-QUOTE
     │   ├── BadMapping            a mapping file breaks its JSON Schema
     │   ├── BadStateInput         a payload of a state machine lacks or has too much
@@ -44,7 +45,7 @@
     │   ├── CorruptState          an item lacks what it must have
     │   ├── RawConflict           the same range with other content: an alarm, never an overwrite
     │   ├── RawMissing            a committed segment's raw object is gone or does not match its hash
-    │   ├── IncompleteChunks      chunks of the plan are not there: the prefix is committed, redrive
+    │   ├── IncompleteChunks      chunks of the plan are not there: the prefix is committed, replay
     │   └── Replan                the watermark is not where the plan began
     ├── StoreError                AWS itself did not do what was asked
     │   ├── StoreUnavailable      throttled, 5xx or no answer, after boto3's own retries: retried
@@ -56,19 +57,24 @@
         ├── CommitConflict        the table moved or the answer was lost: retried after a look
         └── StaleBatch            batch and table do not fit together any more: list again
 
-An error says which stream and range it is about, what happened, and what to do.
+An error says which stream and range it is about, what happened, and what to do. Where that is to run it again, it names
+`schemahub replay`: in an account that redrives the execution, on the local stack it starts one for what failed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 
 class SchemaHubError(Exception):
     """Root of the tree. ``remedy`` is one sentence that a person can act on."""
 
     remedy = "See docs/operations.md."
+    permanent: ClassVar[bool] = False
+    """Whether the same work fails in the same way until a person has changed something: nothing starts it again by
+    itself, and ``schemahub replay`` does so only with ``--force``."""
 
     def __init__(
         self, message: str, *, stream: object = None, span: tuple[int, int] | None = None, remedy: str | None = None
@@ -104,6 +110,7 @@ def about(stream: object, span: tuple[int, int] | None = None) -> Iterator[None]
 
 class BadInput(SchemaHubError):
     remedy = "Correct the input and start again; nothing was changed."
+    permanent = True
 
 
 class UnknownExchange(BadInput):
@@ -112,6 +119,10 @@ class UnknownExchange(BadInput):
 
 class UnknownProduct(BadInput):
     remedy = "Check the product with `schemahub update-seed --dry-run`; a delisted one has to be removed from the seed."
+
+
+class UnknownStream(BadInput):
+    remedy = "`schemahub status` lists the streams that there are; `schemahub run` pulls a new one."
 
 
 class BadProductId(BadInput):
@@ -127,7 +138,7 @@ class BadStateInput(BadInput):
 
 
 class SchemaVersionMismatch(BadInput):
-    remedy = "This execution was started by another release: start a new execution instead of a redrive."
+    remedy = "This execution was started by another release: start a new one with `schemahub run`."
 
 
 class BadConfig(BadInput):
@@ -163,7 +174,7 @@ class BadCertificate(BadInput):
 
 
 class ExchangeError(SchemaHubError):
-    remedy = "It is retried; if it stays, look at the exchange's status page and redrive the execution."
+    remedy = "It is retried; if it stays, look at the exchange's status page, then run `schemahub replay`."
 
 
 class ExchangeUnavailable(ExchangeError):
@@ -187,19 +198,22 @@ class MalformedResponse(ExchangeError):
 
 
 class EmptyPage(ExchangeError):
-    remedy = "An empty answer is never taken for a finished range; it is asked again. If it stays, redrive later."
+    remedy = "An empty answer is never taken for an end; it is asked again. If it stays, run `schemahub replay` later."
 
 
 class IncompletePage(ExchangeError):
-    remedy = "The missing ids are asked for again; redrive the execution if the exchange lags."
+    remedy = "The missing ids are asked for again; if the exchange lags, run `schemahub replay` later."
 
 
 class TieOverflow(ExchangeError):
     remedy = "Time cannot page past it: ask this exchange by id, or raise page_size in the mapping if it allows more."
+    permanent = True
 
 
 class PageConflict(ExchangeError):
-    remedy = "Nothing was stored for this chunk. Ask the exchange which of the two is right, then redrive."
+    remedy = (
+        "Nothing was stored for this chunk. Ask the exchange which of the two is right, then run `schemahub replay`."
+    )
 
 
 class HeadBehindWatermark(ExchangeError):
@@ -208,6 +222,7 @@ class HeadBehindWatermark(ExchangeError):
 
 class ExchangeRefused(ExchangeError):
     remedy = "The exchange refuses the request itself; check the mapping and whether your region is served."
+    permanent = True
 
 
 class ArchiveError(SchemaHubError):
@@ -260,26 +275,31 @@ class StateError(SchemaHubError):
 
 class MirrorAhead(StateError):
     remedy = "DynamoDB was probably restored from a backup. Compare the two and repair by hand before the next run."
+    permanent = True
 
 
 class TableAhead(StateError):
     remedy = "A run committed meanwhile, or the mirror is older than the table. Stop all runs, then rebuild again."
+    permanent = True
 
 
 class CorruptState(StateError):
     remedy = "Compare the item with its mirror in S3 and repair it; the stream is halted until then."
+    permanent = True
 
 
 class RawConflict(StateError):
     remedy = "The stored object was kept. Compare the two answers of the exchange before you go on."
+    permanent = True
 
 
 class RawMissing(StateError):
-    remedy = "Restore the object's version in S3 (the bucket keeps old versions), then redrive."
+    remedy = "Restore the object's version in S3, then run `schemahub replay --force`."
+    permanent = True
 
 
 class IncompleteChunks(StateError):
-    remedy = "What was complete is committed. Redrive the execution: only the missing chunks run again."
+    remedy = "What was complete is committed. Run `schemahub replay`: only the missing chunks run again."
 
 
 class Replan(StateError):
@@ -291,19 +311,22 @@ class StoreError(SchemaHubError):
 
 
 class StoreUnavailable(StoreError):
-    remedy = "It is retried; if it stays, look at the AWS Health Dashboard and redrive the execution."
+    remedy = "It is retried; if it stays, look at the AWS Health Dashboard, then run `schemahub replay`."
 
 
 class StoreRefused(StoreError):
-    remedy = "Check the function's role, the KMS key and whether the stack is whole; then redrive the execution."
+    remedy = (
+        "Check the function's role, the KMS key and whether the stack is whole; then run `schemahub replay --force`."
+    )
+    permanent = True
 
 
 class TransformError(SchemaHubError):
-    pass
+    permanent = True
 
 
 class QuarantineExceeded(TransformError):
-    remedy = "The rows lie in quarantine/ with reasons. Correct the mapping or raise its contract.quarantine_max_share."
+    remedy = "The rows are in quarantine/ with reasons. Correct the mapping or raise its contract.quarantine_max_share."
 
 
 class UnmappedField(TransformError):
@@ -320,3 +343,23 @@ class CommitConflict(PublishError):
 
 class StaleBatch(PublishError):
     remedy = "Start the transform (or the re-derivation) again: it looks anew at what there is to do."
+
+
+def permanent(name: str | None) -> bool:
+    """Whether the error of that name (a state machine knows no more of it) is a permanent one."""
+    return name in _PERMANENT
+
+
+def remedy_of(name: str | None) -> str | None:
+    """What a person does about the error of that name; None for one that is not of this tree."""
+    return _REMEDIES.get(name or "")
+
+
+def _tree(root: type[SchemaHubError]) -> Iterator[type[SchemaHubError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _tree(child)
+
+
+_REMEDIES = {error.__name__: error.remedy for error in _tree(SchemaHubError)}
+_PERMANENT = frozenset(error.__name__ for error in _tree(SchemaHubError) if error.permanent)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from botocore.exceptions import ClientError
 
-from schemahub.conditional import Rejected, update_if
+from schemahub.conditional import Rejected, update_if, whole
 from schemahub.errors import CorruptState, TableAhead
 from schemahub.holes import Hole, committed_holes
 from schemahub.ledger_items import hole_item, hole_name, hole_of, integer, segment_item, segment_name, segment_of
@@ -42,8 +42,16 @@ class Watermark:
     updated_at: int
 
 
+@dataclass(frozen=True)
+class Trades:
+    """Committed trades of a stream: those that the table has, and those that wait for the next transform."""
+
+    published: int = 0
+    pending: int = 0
+
+
 class Ledger:
-    """Reads are strongly consistent, except the pending index, which is only ever a hint of what to look at."""
+    """Reads are strongly consistent, except sums for people, and the pending index, which is only ever a hint."""
 
     def __init__(self, table: Any, client: Any) -> None:
         """``table`` is boto3's Table, ``client`` its plain client: transactions exist only there."""
@@ -82,6 +90,18 @@ class Ledger:
         condition = _key("stream").eq(str(stream)) & _key("item").between("segment#", "segment#~")
         page = self.table.query(KeyConditionExpression=condition, ConsistentRead=True, Limit=1)
         return next((segment_of(item).first for item in page["Items"]), None)
+
+    def trades(self, stream: Stream) -> Trades:
+        """How many trades are committed: one pass over all segments that reads two fields of each."""
+        condition = _key("stream").eq(str(stream)) & _key("item").between("segment#", "segment#~")
+        only = {"ProjectionExpression": "#count, published_in", "ExpressionAttributeNames": {"#count": "count"}}
+        published = pending = 0
+        for item in self._query(KeyConditionExpression=condition, **only):
+            if item.get("published_in"):
+                published += whole(item, "count")
+            else:
+                pending += whole(item, "count")
+        return Trades(published, pending)
 
     def segment(self, stream: Stream, first: int) -> Segment | None:
         item = self._get(stream, segment_name(first))

@@ -87,7 +87,7 @@ def store(objects: ObjectStore, stream: Stream, fetched: Fetched, *, edition: bo
             f"{raw.key} was not written by SchemaHub (empty, or without its metadata) and blocks its range",
             stream=stream,
             span=(chunk.first, chunk.last),
-            remedy="It was kept. Move it away (the bucket keeps old versions), then redrive.",
+            remedy="It was kept. Move it away (the bucket keeps old versions), then run `schemahub replay --force`.",
         )
     if there.sha256 != raw.sha256:
         raise RawConflict(

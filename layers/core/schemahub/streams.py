@@ -22,6 +22,9 @@ _EXCHANGE = re.compile(r"[a-z][a-z0-9_]{0,31}")
 PRODUCT = re.compile(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}")
 """Our name of a product: what is traded, and what it is paid in."""
 _DATASET = re.compile(r"[a-z]{1,16}")
+_PARTS = (_EXCHANGE, PRODUCT, _DATASET)
+_QUOTES = ("USDT", "USDC", "FDUSD", "USD", "EUR", "GBP", "BTC", "ETH")
+"""What most products are paid in: where a name without its dash is to be cut. Only for examples in messages."""
 
 
 class Interval(NamedTuple):
@@ -58,7 +61,8 @@ class Stream:
             (self.dataset, _DATASET, "dataset"),
         ):
             if not isinstance(value, str) or not pattern.fullmatch(value):
-                raise BadProductId(f"{name} {str(value)[:60]!r} is not valid")
+                remedy = f"Write it as BASE-QUOTE, for example {example_product(value)}." if name == "product" else None
+                raise BadProductId(f"{name} {str(value)[:60]!r} is not valid", remedy=remedy)
 
     def __str__(self) -> str:
         return f"{self.exchange}#{self.product}#{self.dataset}"
@@ -70,10 +74,16 @@ class Stream:
 
     @classmethod
     def parse(cls, text: str) -> Stream:
-        """The inverse of ``str``; also takes ``exchange:PRODUCT``."""
+        """The inverse of ``str``; also takes ``exchange:PRODUCT``.
+
+        Raises:
+            BadProductId: it is neither; the remedy writes what was probably meant.
+        """
         parts = re.split("[#:]", text) if isinstance(text, str) else []
-        if not 2 <= len(parts) <= 3:
-            raise BadProductId(f"{str(text)[:60]!r} is not exchange:PRODUCT")
+        fits = 2 <= len(parts) <= 3 and all(p.fullmatch(v) for p, v in zip(_PARTS, parts, strict=False))
+        if not fits:
+            remedy = f"Write it as exchange:PRODUCT, for example {example_name(text)}."
+            raise BadProductId(f"{str(text)[:60]!r} is not exchange:PRODUCT", remedy=remedy)
         return cls(*parts)
 
     @classmethod
@@ -112,6 +122,27 @@ class Stream:
     def mirror_key(self) -> str:
         """The mirror's key. Only ``trades`` exists today, so the dataset is not part of it (design §11)."""
         return f"{PREFIX}checkpoints/{self.exchange}/{self.product}.json"
+
+
+def example_product(text: Any) -> str:
+    """A well-formed product, as near to what was written as can be told: ``btc/usd`` and ``BTCUSD`` are ``BTC-USD``."""
+    parts = re.findall(r"[A-Z0-9]{1,20}", str(text)[:60].upper())
+    if len(parts) >= 2:
+        return f"{parts[-2]}-{parts[-1]}"
+    name = parts[0] if parts else "BTC"
+    quote = next((q for q in _QUOTES if name.endswith(q) and name != q), None)
+    return f"{name.removesuffix(quote)}-{quote}" if quote else f"{name}-USD"
+
+
+def example_name(text: Any) -> str:
+    """A well-formed ``exchange:PRODUCT``, as near to what was written as can be told.
+
+    ``BTC-USD`` and ``Coinbase/btc-usd`` are ``coinbase:BTC-USD``.
+    """
+    exchange, *rest = re.split(r"[:/#,\s]", str(text)[:60], maxsplit=1)
+    if not rest or not _EXCHANGE.fullmatch(exchange.lower()):
+        return f"coinbase:{example_product(text)}"
+    return f"{exchange.lower()}:{example_product(re.split('[#:]', rest[0])[0])}"
 
 
 def position(value: Any, name: str = "position") -> int:
