@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from schemahub.errors import NoSeed
 from schemahub.mappings import load_mapping
 from schemahub.streams import Stream
-from schemahub_cli import executions, live, locks, target
+from schemahub_cli import capacity, executions, live, locks, target
 from schemahub_cli import rederive as rederivation
 from schemahub_cli.executions import Execution
 from schemahub_cli.output import ExecutionFailed, Exit, JsonOption, Say, StackOption, clock, command, fail
@@ -124,7 +125,8 @@ def begin(say: Say, where: Target, machine: str, *, join: bool = True, **keys: A
         return arn, True
     if released := locks.release_dead(where):
         say.line(f"[yellow]{len(released)} locks of runs that ended without releasing them were released[/]")
-    arn = executions.start(where, machine, **{k: v for k, v in keys.items() if v})
+    allowed = capacity.announce(say, where, machine).to_input()
+    arn = executions.start(where, machine, **{k: v for k, v in keys.items() if v}, **allowed)
     say.line(f"started [cyan]{arn.rsplit(':', 1)[1]}[/] on {where.where}")
     return arn, False
 
@@ -180,6 +182,8 @@ def _check(products: list[str] | None, exchanges: list[str] | None) -> None:
 
 def _finish(say: Say, execution: Execution, document: dict[str, Any]) -> None:
     """The result of an execution that has ended, and the exit code that goes with it."""
+    if execution.skipped and execution.output.get("reason") == "no_seed":
+        fail(NoSeed("skipped: there is no seed list yet, so nothing was pulled"), Exit.FAILED, say.as_json)
     if execution.skipped:
         say.result({**document, "skipped": True}, "[yellow]skipped: another run is busy with every exchange[/]")
         raise typer.Exit(int(Exit.BUSY))
@@ -208,8 +212,12 @@ def _plan(say: Say, where: Target, products: list[str] | None, exchanges: list[s
     streams = ingest.select_streams(where.deps, events.IngestInput(products=products, exchanges=exchanges))
     with say.console.status("planning") as status:
         plan = forecast.forecast(where.deps, streams, lambda s: status.update(f"planning {s.label}"))
+    allowed = capacity.Capacity.of(where)
     say.result(
-        {"stack": where.stack, "dry_run": True, **plan.to_json()}, forecast.table(plan), forecast.cost_line(plan.work)
+        {"stack": where.stack, "dry_run": True, **plan.to_json(), "lambda": allowed.to_json()},
+        forecast.table(plan),
+        forecast.cost_line(plan.work),
+        allowed.words(),
     )
     for failed in (s for s in plan.streams if s.error):
         say.line(f"[red]{failed.stream}[/]  {failed.error}")
