@@ -30,7 +30,7 @@ LIMIT = 10
 # Many small chunks, all of them for functions: 8 streams with 2 chunks each want 16 of them.
 PARAMETERS = {
     "ColdStartHours": "200000",
-    "ColdStartTrades": "3000",
+    "ColdStartTrades": "2000",
     "ChunkPages": "1",
     "BackfillThresholdSeconds": "43200",
 }

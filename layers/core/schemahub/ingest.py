@@ -86,13 +86,8 @@ def open_run(event: events.OpenRun, deps: Deps) -> dict[str, Any]:
 
 def new_run(execution: events.Execution, functions_at_a_time: int | None, deps: Deps) -> dict[str, Any]:
     """What every step of an execution is told of it (``events.Run``)."""
-    return {
-        "id": execution.name,
-        "arn": execution.Id,
-        "fences": {},
-        "opened_at": deps.clock.now_ms(),
-        "functions_at_a_time": functions_at_a_time,
-    }
+    run = {"id": execution.name, "arn": execution.Id, "fences": {}, "opened_at": deps.clock.now_ms()}
+    return run | ({"functions_at_a_time": functions_at_a_time} if functions_at_a_time else {})
 
 
 def at_once(asked: int | None, deps: Deps) -> int:
