@@ -26,6 +26,7 @@ from tests import generated_truth
 from tests.integration.conftest import WAIT_SCALE, WORLD, Simulator
 from tests.integration.test_end_to_end import assert_exactly_the_exchange, ended, run
 
+pytestmark = pytest.mark.timeout(600)  # it deploys a stack of its own
 LIMIT = 10
 # Many small chunks, all of them for functions: 8 streams with 2 chunks each want 16 of them.
 PARAMETERS = {
