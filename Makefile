@@ -19,7 +19,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-crash test-matrix test-load test-exchanges test-backfill lint fmt bench build push-image take-over lock clean
+.PHONY: help setup run demo test test-crash test-matrix test-load test-exchanges test-backfill lint fmt retries bench build push-image take-over lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ lint: setup ## Style and types
 fmt: setup ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+retries: setup ## Write the Retry blocks of statemachines/*.asl.json from their table, statemachines/retries.py
+	$(BIN)/python statemachines/retries.py
 
 bench: setup ## Measure; writes what docs quote
 	$(BIN)/python -m bench

@@ -166,7 +166,7 @@ def _environment(home: Path, port: int, auth: bool, wait_scale: float) -> dict[s
         "TMPDIR": str(home / "tmp"),
         "SCHEMAHUB_LAYER_CACHE": str(home / "layers"),
         "LAMBDA_EXECUTOR": "local",
-        "LAMBDA_ACCOUNT_CONCURRENCY": str(ACCOUNT_CONCURRENCY),
+        "LAMBDA_ACCOUNT_CONCURRENCY": os.environ.get("LAMBDA_ACCOUNT_CONCURRENCY", str(ACCOUNT_CONCURRENCY)),
         "SFN_WAIT_SCALE": str(wait_scale),
         "SFTP_ENABLED": "0",
         "IOT_MTLS_ENABLED": "0",

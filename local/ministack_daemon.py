@@ -5,6 +5,7 @@ were installed. Some of its functions are wrapped in this process, each to resto
 relies on and that is described at its function below:
 
 - an error raised by a Python handler keeps its class name, and the worker lives on;
+- a function that the account's limit keeps out fails its Task as `Lambda.TooManyRequestsException`;
 - a child of a Distributed Map sees itself in `$$.Execution`;
 - IAM judges GetDatabase of Glue on the database's ARN;
 - a task of ECS ends when its agent (local/ecs_agent.py) says so, and `runTask.sync` judges how it ended;
@@ -78,6 +79,26 @@ def keep_error_names() -> None:
         return {"body": error, "error": True, "log": log}
 
     lambda_svc._execute_function_warm = run_with_error_names
+
+
+def name_throttling() -> None:
+    """A Task whose function may not run because the account is at its limit fails as `Lambda.TooManyRequestsException`
+    (AWS: Handling transient Lambda service exceptions). MiniStack's state machines see `Lambda.Unknown`."""
+    from ministack.services import stepfunctions
+
+    call = stepfunctions._call_lambda
+    failed = stepfunctions._ExecutionError
+
+    @functools.wraps(call)
+    def call_and_name(func_ref: str, event: Any) -> Any:
+        try:
+            return call(func_ref, event)
+        except failed as error:
+            if error.error == "Lambda.Unknown" and '"__type": "TooManyRequestsException"' in str(error.cause):
+                raise failed("Lambda.TooManyRequestsException", error.cause) from error
+            raise
+
+    stepfunctions._call_lambda = call_and_name
 
 
 def show_map_children_themselves() -> None:
@@ -366,6 +387,7 @@ def main() -> None:
     version = importlib.metadata.version("ministack")
     _require(version == TESTED_VERSION, f"version {version}")
     keep_error_names()
+    name_throttling()
     show_map_children_themselves()
     bound_maps_by_path()
     name_glue_databases()

@@ -48,7 +48,7 @@ class Execution:
 
     @property
     def skipped(self) -> bool:
-        """It ended well without doing anything, because another run holds the exchanges."""
+        """It ended well without doing anything: another run holds the exchanges, or there is no seed (``reason``)."""
         return self.output.get("status") == "skipped"
 
     def seconds(self, now: datetime | None = None) -> float:
@@ -75,6 +75,12 @@ def find_running(target: Target, machine_arn: str) -> str | None:
     )
     found = [e for page in pages for e in page["executions"] if not e.get("mapRunArn")]
     return str(min(found, key=lambda e: e["startDate"])["executionArn"]) if found else None
+
+
+def any_yet(target: Target, machine_arn: str) -> bool:
+    """Whether the machine ever had an execution, as far as Step Functions remembers (90 days)."""
+    listed = target.client("stepfunctions").list_executions(stateMachineArn=machine_arn, maxResults=1)
+    return bool(listed.get("executions"))
 
 
 def start(target: Target, machine_arn: str, **keys: Any) -> str:

@@ -229,6 +229,26 @@ def test_a_distributed_map_may_run_and_be_redriven(resources: dict[str, Any]) ->
         } <= actions_of(resources, f"{machine}StateMachineRole")
 
 
+def test_maps_inside_the_children_of_maps_may_run_too(resources: dict[str, Any]) -> None:
+    """Of nested Distributed Maps the machine is `machine/label`, and an execution `machine/label:name`: both forms."""
+    for machine in ("Ingest", "Transform", "Backfill", "Maintain"):
+        own = {s["Sid"]: s for _, s in statements({"role": resources[f"{machine}StateMachineRole"]})}
+        name = f"schemahub-${{Stage}}-{machine.lower()}"
+        started = {text(r).split(":stateMachine:")[1] for r in own["StartMapRun"]["Resource"]}
+        governed = {text(r).split(":execution:")[1] for r in own["GovernMapRun"]["Resource"]}
+        assert (started, governed) == ({name, f"{name}/*"}, {f"{name}:*", f"{name}/*"})
+
+
+def test_maps_may_write_their_results_to_the_plans_and_nowhere_else(resources: dict[str, Any]) -> None:
+    """As AWS documents it for a ResultWriter (docs.aws.amazon.com/step-functions: IAM policies for Distributed Map)."""
+    wanted = {"s3:PutObject", "s3:GetObject", "s3:ListMultipartUploadParts", "s3:AbortMultipartUpload"}
+    for machine in ("Ingest", "Transform", "Backfill", "Maintain"):
+        role = {"role": resources[f"{machine}StateMachineRole"]}
+        on_s3 = [s for _, s in statements(role) if set(as_list(s["Action"])) & wanted]
+        assert {action for s in on_s3 for action in as_list(s["Action"])} == wanted
+        assert {text(r).split("/", 1)[1] for s in on_s3 for r in as_list(s["Resource"])} == {"schemahub/plans/*"}
+
+
 def test_whoever_starts_transform_may_wait_for_it(resources: dict[str, Any]) -> None:
     for machine in ("Ingest", "Backfill", "Maintain"):
         waiting = {"events:PutRule", "events:PutTargets", "events:DescribeRule"}

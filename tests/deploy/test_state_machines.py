@@ -16,16 +16,18 @@ from schemahub import errors
 from tests.deploy.conftest import MACHINES, ROOT, definition, substituted, substitutions
 
 NAMES = list(MACHINES.values())
+THROTTLED = "Lambda.TooManyRequestsException"
 TRANSIENT = [
     "Lambda.ServiceException",
     "Lambda.AWSLambdaException",
     "Lambda.SdkClientException",
-    "Lambda.TooManyRequestsException",
+    "Lambda.ClientExecutionTimeoutException",
     "Lambda.Unknown",
+    "Runtime.ExitError",
     "Sandbox.Timedout",
     "States.Timeout",
 ]
-FOREIGN = ("Lambda.", "Sandbox.", "States.", "StepFunctions.", "ECS.")
+FOREIGN = ("Lambda.", "Runtime.", "Sandbox.", "States.", "StepFunctions.", "ECS.")
 # What a retry cannot cure: somebody must look, or another run has taken over.
 FINAL = (
     errors.BadInput,
@@ -173,13 +175,27 @@ def test_retries_go_from_the_specific_to_the_rest_with_full_jitter(name: str) ->
         *specific, last = body["Retry"]
         if is_lambda(body):
             assert last["ErrorEquals"] == TRANSIENT, state
+            assert specific.pop(0)["ErrorEquals"] == [THROTTLED], state
         assert not [e for r in specific for e in r["ErrorEquals"] if e.startswith(FOREIGN)], state
         named = [e for r in body["Retry"] for e in r["ErrorEquals"]]
         assert len(named) == len(set(named)), state
         for retrier in body["Retry"]:
             assert retrier["JitterStrategy"] == "FULL", state
             assert retrier["IntervalSeconds"] <= retrier["MaxDelaySeconds"] <= 300, state
-            assert 0 < retrier["MaxAttempts"] <= 10, state
+            assert 0 < retrier["MaxAttempts"] <= (20 if retrier["ErrorEquals"] == [THROTTLED] else 10), state
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_function_waits_for_minutes_for_an_account_that_is_at_its_limit(name: str) -> None:
+    """A new account may run 10 functions at a time: five attempts within 31 s failed up to three quarters of chunks."""
+    for state, body in tasks(name):
+        if is_lambda(body):
+            first = body["Retry"][0]
+            waits = [
+                min(first["IntervalSeconds"] * 2**n, first["MaxDelaySeconds"]) for n in range(first["MaxAttempts"])
+            ]
+            assert (first["ErrorEquals"], len(waits), first["MaxDelaySeconds"]) == ([THROTTLED], 20, 60), state
+            assert sum(waits) / 2 > 6 * 60, state
 
 
 def test_whoever_talks_to_an_exchange_retries_what_the_exchange_does() -> None:
@@ -216,9 +232,52 @@ def test_children_return_nothing(name: str) -> None:
     for state, body in states(definition(name)):
         if body["Type"] == "Map":
             assert body["ResultPath"] is None, state
+            assert not {"ResultSelector", "OutputPath"} & set(body), state
             for child, last in body["ItemProcessor"]["States"].items():
                 if last.get("End"):
                     assert last["OutputPath"] is None, child
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_results_of_children_go_to_the_plans_and_not_through_the_payload(name: str) -> None:
+    """A failed child comes back whole, some 3 kB of it, and 250,000 that succeed as `{}` each: beyond 256 KiB a Map
+    fails before what it did is committed. Nothing reads the results: MiniStack writes none."""
+    for state, body in states(definition(name)):
+        if body["Type"] == "Map":
+            writer, reader = body["ResultWriter"], body["ItemReader"]["Parameters"]
+            assert writer["Resource"] == "arn:aws:states:::s3:putObject", state
+            assert set(writer) == {"Resource", "Parameters"}, state
+            assert writer["Parameters"]["Prefix.$"].endswith(".results_prefix"), state
+            assert writer["Parameters"]["Bucket.$"].removesuffix(".bucket") in ("$", "$.plan.Payload"), state
+            assert set(reader) == {"Bucket.$", "Key.$"}, state
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_maps_whose_children_are_functions_take_their_concurrency_from_the_parameter(name: str) -> None:
+    """Tasks of ECS, and the one committer of the table, have bounds of their own."""
+    own = {"RunTasks": "$.plan.Payload.tasks_at_a_time", "RerunTasks": "$.plan.Payload.tasks_at_a_time",
+           "CorrectFiles": 2, "RederiveCorrections": 1}  # fmt: skip
+    for state, body in states(definition(name)):
+        if body["Type"] == "Map":
+            bound = body.get("MaxConcurrencyPath", body.get("MaxConcurrency"))
+            if state in own:
+                assert bound == own[state]
+            else:
+                assert re.fullmatch(r"\$\.(plan\.Payload\.chunks|streams|batches)_at_a_time", str(bound)), state
+
+
+def test_no_string_that_is_split_can_be_empty(template: dict[str, Any]) -> None:
+    """AWS's StringSplit makes no members of an empty string, and ECS refuses a task without subnets."""
+    for resource, name in MACHINES.items():
+        text = (ROOT / "statemachines" / f"{name}.asl.json").read_text()
+        split = set(re.findall(r"States\.StringSplit\('\$\{(\w+)\}'", text))
+        assert text.count("States.StringSplit(") == len(re.findall(r"States\.StringSplit\('\$\{\w+\}', ','\)", text))
+        given = template["Resources"][resource]["Properties"]["DefinitionSubstitutions"]
+        for key in split:
+            condition, value, otherwise = given[key]["Fn::If"]
+            assert condition == "HasBackfillSubnets", name
+            assert value == {"Ref": "BackfillSubnets"}, name
+            assert otherwise, name
 
 
 @pytest.mark.parametrize(("resource", "name"), MACHINES.items())

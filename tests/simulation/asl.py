@@ -24,6 +24,8 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parents[2] / "statemachines"
 MAX_PAYLOAD = 256 * 1024
 MAX_EVENTS = 25_000
+FAILED_CHILD_BYTES = 3_000
+"""Of a failed child without a ResultWriter: its input, error and cause (a trace) come back whole, not its output."""
 EVENTS_A_STATE = 7
 """Entered, scheduled, started, succeeded, exited, and what a retry adds: rather more than AWS writes."""
 RUNNING, SUCCEEDED, FAILED, ABORTED = "RUNNING", "SUCCEEDED", "FAILED", "ABORTED"
@@ -34,8 +36,8 @@ _MATH_ADD = re.compile(r"States\.MathAdd\((\$[\w.]*), (\d+)\)")
 _STATE_KEYS = {
     "Type", "Comment", "Resource", "Parameters", "ResultSelector", "ResultPath", "OutputPath", "InputPath",
     "TimeoutSeconds", "Retry", "Next", "End", "Choices", "Default", "Label", "ItemReader", "ItemSelector",
-    "MaxConcurrency", "ToleratedFailurePercentage", "ItemProcessor", "Error", "Cause",
-    "Result", "Catch", "ErrorPath", "CausePath",
+    "MaxConcurrency", "MaxConcurrencyPath", "ToleratedFailurePercentage", "ItemProcessor", "ResultWriter",
+    "Error", "Cause", "Result", "Catch", "ErrorPath", "CausePath",
 }  # fmt: skip
 
 
@@ -94,6 +96,8 @@ class Service:
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     stopped: Callable[[Execution], None] = lambda execution: None
     """Told of each top execution that failed or was aborted: the event that the failure rule sees."""
+    written: Callable[[str, str], None] = lambda bucket, key: None
+    """Told of each manifest that a ResultWriter wrote: bucket and key."""
     closed: Callable[[Execution], None] = lambda execution: None
     """Told of each execution, child or not, that came to an end."""
 
@@ -135,7 +139,7 @@ class Execution:
             return self.nested.ready()
         if self.children is None:
             return [] if self.busy is not None else [self]
-        limit = self.state.get("MaxConcurrency") or len(self.children)
+        limit = self.at_a_time or len(self.children)
         running = [child for child in self.children if child.status == RUNNING][:limit]
         return [one for child in running for one in child.ready()]
 
@@ -149,6 +153,13 @@ class Execution:
     @property
     def state(self) -> dict[str, Any]:
         return dict(self.definition["States"][self.at])
+
+    @property
+    def at_a_time(self) -> int:
+        """Children of the Map that it is in which may run side by side; 0 for all."""
+        state = self.state
+        return int(_at(self.data, state["MaxConcurrencyPath"]) if "MaxConcurrencyPath" in state else
+                   state.get("MaxConcurrency", 0))  # fmt: skip
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -308,7 +319,27 @@ class Execution:
                 self._stop_below()
                 self._close(FAILED, error="States.ExceedToleratedFailureThreshold")
             elif all(child.status != RUNNING for child in self.children):
-                self._leave([child.output for child in self.children if child.status == SUCCEEDED])
+                result = self._map_result(self.children)
+                if _size(result) > MAX_PAYLOAD:
+                    self._close(FAILED, error="States.DataLimitExceeded")
+                else:
+                    self._leave(result)
+
+    def _map_result(self, children: list[Execution]) -> Any:
+        """What a Distributed Map hands on: with a ResultWriter where the results are, without one all of them.
+
+        docs.aws.amazon.com/step-functions/latest/dg/input-output-resultwriter.html. The limit is kept before
+        ResultPath can drop the result, and no Catch of ``States.ALL`` sees it.
+        """
+        if writer := self.state.get("ResultWriter"):
+            assert writer["Resource"] == "arn:aws:states:::s3:putObject"
+            where = self._filled(writer["Parameters"], self.data)
+            account, name = self.arn.split(":execution:")[0], self.arn.rsplit(":", 1)[1]
+            run = f"{account}:mapRun:{self.machine}/{self.state['Label']}:{name}"
+            key = f"{where['Prefix']}/{name}/manifest.json"
+            self.service.written(where["Bucket"], key)
+            return {"MapRunArn": run, "ResultWriterDetails": {"Bucket": where["Bucket"], "Key": key}}
+        return [child.output if child.status == SUCCEEDED else _failed_child(child) for child in children]
 
     def _stop_below(self) -> None:
         for below in [*(self.children or []), *([self.nested] if self.nested else [])]:
@@ -409,7 +440,20 @@ def _put(data: Any, path: str | None, result: Any) -> Any:
     return {**data, name: result}
 
 
+def _failed_child(child: Execution) -> dict[str, Any]:
+    """A child's execution as a Map's result shows a failed one."""
+    shown = {
+        "ExecutionArn": child.arn, "Input": json.dumps(child.input), "InputDetails": {"Included": True},
+        "Status": child.status, "Error": child.error, "Cause": "",
+    }  # fmt: skip
+    return {**shown, "Cause": "x" * max(0, FAILED_CHILD_BYTES - _size(shown))}
+
+
+def _size(payload: Any) -> int:
+    return len(json.dumps(payload).encode())
+
+
 def _sized(payload: Any) -> Any:
-    size = len(json.dumps(payload).encode())
+    size = _size(payload)
     assert size <= MAX_PAYLOAD, f"States.DataLimitExceeded: {size} bytes"
     return payload

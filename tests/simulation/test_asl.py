@@ -18,17 +18,33 @@ class Script:
     def __init__(self, streams: int = 1, chunks: int = 3) -> None:
         self.now_ms, self.called = 1_000_000, list[tuple[str, Any]]()
         self.failing: dict[str, str] = {}
+        self.ended: list[Execution] = []
         lines = {"streams": streams, "failed": 0, "chunks": chunks, "remaining": 1, "batches": 2}
         self.service = Service(
             read=lambda bucket, key: b"".join(
                 json.dumps({"n": n, **STREAM}).encode() + b"\n" for n in range(lines[key])
             ),
             now_ms=lambda: self.now_ms,
+            closed=self.ended.append,
         )
         self.answers: dict[str, Any] = {
-            "open_run": {"status": "open", "run": {"id": "r"}, "bucket": "b", "streams_key": "streams"},
+            "open_run": {
+                "status": "open",
+                "run": {"id": "r"},
+                "bucket": "b",
+                "streams_key": "streams",
+                "results_prefix": "plans/r/results",
+                "streams_at_a_time": 8,
+            },
             "lock": {"status": "held", "fence": 1},
-            "plan_stream": {"status": "planned", "bucket": "b", "chunks_key": "chunks", "route": "lambda"},
+            "plan_stream": {
+                "status": "planned",
+                "bucket": "b",
+                "chunks_key": "chunks",
+                "route": "lambda",
+                "results_prefix": "plans/r/x/results",
+                "chunks_at_a_time": 2,
+            },
             "fetch_chunk": {},
             "commit_segments": {"status": "covered", "bucket": "b", "remaining_key": "remaining"},
             "close_run": {"failed": 0, "bucket": "b", "failed_key": "failed"},
@@ -39,6 +55,8 @@ class Script:
                 "mode": "append",
                 "batches": 2,
                 "round": 1,
+                "results_prefix": "plans/t/results",
+                "batches_at_a_time": 4,
             },
             "transform_batch": {},
             "publish": {"status": "published"},
@@ -171,6 +189,24 @@ def test_what_another_execution_published_in_part_is_listed_anew_five_times_at_m
     script.call = stale_once  # type: ignore[method-assign]
     assert [place for place in script.run(again) if "/" not in place] == ["ListPending", "Publish"] * 2
     assert again.status == SUCCEEDED
+
+
+def test_a_run_without_a_seed_ends_well_and_rings_no_alarm() -> None:
+    script = Script()
+    rung: list[Execution] = []
+    script.service.stopped = rung.append
+    script.answers["open_run"] = {"status": "skipped", "reason": "no_seed", "message": "no seed list", "streams": 0}
+    execution = script.service.start("ingest", {"schema_version": 1})
+    assert script.run(execution) == ["OpenRun"]
+    assert (execution.status, execution.output["reason"], rung) == (SUCCEEDED, "no_seed", [])
+
+
+def test_children_of_a_map_run_side_by_side_as_many_as_the_plan_says() -> None:
+    script = Script(streams=6)
+    script.answers["open_run"]["streams_at_a_time"] = 3
+    execution = script.service.start("ingest", {"schema_version": 1})
+    execution.invoke().succeed(script.answers["open_run"])
+    assert len(execution.ready()) == 3
 
 
 def test_an_aborted_execution_hears_no_late_answer() -> None:

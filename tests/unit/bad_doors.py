@@ -280,6 +280,8 @@ def command(world: BadWorld, case: dict[str, Any]) -> Any:
             "output": "{}",
         },
         list_map_runs=lambda **_: {"mapRuns": []},
+        list_executions=lambda **_: {"executions": []},
+        get_account_settings=lambda: {"AccountLimit": {"UnreservedConcurrentExecutions": 1000}},
     )
     started: list[dict[str, Any]] = []
     stack = SimpleNamespace(

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from typer.testing import CliRunner
 
-from schemahub import publishing
+from schemahub import ingest, publishing
 from schemahub.rederive import StreamPlan
 from schemahub.seed import SEED_KEY, Seed
 from schemahub.streams import Stream
@@ -31,6 +32,19 @@ class FakeStates:
         self.started: list[dict[str, Any]] = []
         self.running: list[dict[str, Any]] = []
         self.ends: dict[str, Any] = {"status": "SUCCEEDED", "output": "{}"}
+        self.before: list[dict[str, Any]] = [{"executionArn": f"{INGEST}:yesterday"}]
+        self.limit = 1000
+        self.refuses_limit = ""
+
+    def list_executions(self, stateMachineArn: str = "", maxResults: int = 100, **of: Any) -> dict[str, Any]:
+        """The executions of a machine; the children of a Map are none."""
+        return {"executions": self.before[:maxResults] if stateMachineArn else []}
+
+    def get_account_settings(self) -> dict[str, Any]:
+        """Of Lambda: one fake speaks for all services."""
+        if self.refuses_limit:
+            raise ClientError({"Error": {"Code": self.refuses_limit}}, "GetAccountSettings")
+        return {"AccountLimit": {"ConcurrentExecutions": 1000, "UnreservedConcurrentExecutions": self.limit}}
 
     def get_paginator(self, name: str) -> Any:
         assert name == "list_executions"
@@ -50,9 +64,6 @@ class FakeStates:
 
     def list_map_runs(self, executionArn: str) -> dict[str, Any]:
         return {"mapRuns": [{"mapRunArn": "a", "startDate": START}]}
-
-    def list_executions(self, **asked: Any) -> dict[str, Any]:
-        return {"executions": []}
 
     def get_execution_history(self, **asked: Any) -> dict[str, Any]:
         return {"events": []}
@@ -105,7 +116,7 @@ def stack(states: FakeStates, objects: FakeObjects, monkeypatch: pytest.MonkeyPa
     )  # fmt: skip
     deps = SimpleNamespace(
         objects=objects, ledger=ledger, locks=SimpleNamespace(holder=lambda lock_id: None),
-        settings=SimpleNamespace(products=()),
+        settings=SimpleNamespace(products=(), functions_at_a_time=32),
     )  # fmt: skip
     found = SimpleNamespace(
         stack="schemahub-test",
@@ -188,6 +199,55 @@ def test_a_failed_execution_is_exit_code_1_and_says_why(stack: SimpleNamespace, 
 def test_a_skipped_run_is_exit_code_4(stack: SimpleNamespace, states: FakeStates) -> None:
     states.ends = {"status": "SUCCEEDED", "output": json.dumps({"status": "skipped", "skipped": ["coinbase"]})}
     assert RUNNER.invoke(app, ["run", "--json"]).exit_code == 4
+
+
+def test_a_run_without_a_seed_says_how_to_write_one(stack: SimpleNamespace, states: FakeStates) -> None:
+    output = {"status": "skipped", "reason": "no_seed", "message": "there is no seed list"}
+    states.ends = {"status": "SUCCEEDED", "output": json.dumps(output)}
+    plain = RUNNER.invoke(app, ["run"])
+    assert plain.exit_code == 1
+    assert "schemahub update-seed" in plain.output
+    assert "busy" not in plain.output
+    assert document(RUNNER.invoke(app, ["run", "--json"]))["error"] == "NoSeed"
+
+
+def test_a_small_account_is_read_and_the_run_keeps_below_its_limit(stack: SimpleNamespace, states: FakeStates) -> None:
+    states.limit = 10
+    result = RUNNER.invoke(app, ["run", "-p", "coinbase:BTC-USD"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(states.started[0]["input"])["functions_at_a_time"] == 8
+    said = " ".join(result.output.split())
+    assert "only 10 functions at a time: this run uses 8 instead of 32" in said
+    assert "FunctionsAtATime=8" in said
+    assert "L-B99A9384" in said
+
+
+def test_a_first_run_says_what_limit_it_found_and_a_later_one_does_not(
+    stack: SimpleNamespace, states: FakeStates
+) -> None:
+    assert "functions at a time" not in RUNNER.invoke(app, ["run"]).output
+    states.before = []
+    assert "the account runs 1,000 functions at a time, an execution uses 32" in RUNNER.invoke(app, ["run"]).output
+    assert all("functions_at_a_time" not in json.loads(started["input"]) for started in states.started)
+
+
+def test_a_limit_that_may_not_be_read_stops_nobody(stack: SimpleNamespace, states: FakeStates) -> None:
+    states.refuses_limit = "AccessDeniedException"
+    result = RUNNER.invoke(app, ["run"])
+    assert result.exit_code == 0, result.output
+    assert "AccessDeniedException" in result.output
+    assert len(states.started) == 1
+
+
+def test_a_dry_run_shows_the_limit_and_what_follows(
+    stack: SimpleNamespace, states: FakeStates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states.limit = 10
+    monkeypatch.setattr(ingest, "select_streams", lambda deps, asked: [])
+    result = RUNNER.invoke(app, ["run", "--dry-run", "--json"])
+    assert result.exit_code == 0, result.output
+    assert document(result)["lambda"] == {"account_limit": 10, "configured": 32, "functions_at_a_time": 8}
+    assert "this run uses 8" in " ".join(RUNNER.invoke(app, ["run", "--dry-run"]).output.split())
 
 
 def test_ctrl_c_leaves_the_execution_running_and_says_how_to_follow(

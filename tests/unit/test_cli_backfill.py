@@ -69,6 +69,10 @@ class States:
     def list_map_runs(self, executionArn: str) -> dict[str, Any]:
         return {"mapRuns": []}
 
+    def get_account_settings(self) -> dict[str, Any]:
+        """Of Lambda: one fake speaks for all services."""
+        return {"AccountLimit": {"UnreservedConcurrentExecutions": 1000}}
+
     def get_paginator(self, name: str) -> Any:
         return SimpleNamespace(paginate=lambda **asked: [{"executions": []}])
 

@@ -40,6 +40,7 @@ class States:
         self.started: list[tuple[str, dict[str, Any]]] = []
         self.refuses: str | None = None
         self.described: list[str] = []
+        self.limit = 1000
 
     def ended(
         self, machine: str, name: str, hours_ago: float, status: str = "FAILED", *, state: str = "RetryFailedStreams",
@@ -91,6 +92,10 @@ class States:
         assert asked["reverseOrder"]
         name = self.histories[executionArn]
         return {"events": [{"type": "TaskFailed"}, {"stateEnteredEventDetails": {"name": name}}]}
+
+    def get_account_settings(self) -> dict[str, Any]:
+        """Of Lambda: one fake speaks for all services."""
+        return {"AccountLimit": {"UnreservedConcurrentExecutions": self.limit}}
 
     def redrive_execution(self, executionArn: str) -> None:
         if self.refuses:
@@ -154,7 +159,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     locks = SimpleNamespace(holder=lambda lock_id: None)
     deps = SimpleNamespace(
         objects=made.objects, ledger=SimpleNamespace(last_run=lambda *of: made.notes.get(of)), locks=locks,
-        settings=SimpleNamespace(products=("coinbase:BTC-USD", "coinbase:ETH-USD")),
+        settings=SimpleNamespace(products=("coinbase:BTC-USD", "coinbase:ETH-USD"), functions_at_a_time=32),
     )  # fmt: skip
     where = SimpleNamespace(
         deps=deps, stack="schemahub-test", local=True, client=lambda service: made.states,

@@ -18,7 +18,7 @@ from schemahub_cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, SchemaHubError)]
-AWS = re.compile(r"(States|Lambda|Sandbox|StepFunctions|ECS|AmazonECS|DynamoDB|S3)\.\w+")
+AWS = re.compile(r"(States|Lambda|Runtime|Sandbox|StepFunctions|ECS|AmazonECS|DynamoDB|S3)\.\w+")
 MACHINES = sorted(ROOT.glob("statemachines/*.asl.json"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import boto3
@@ -13,6 +14,7 @@ from local.exchange_sim.server import Server, running
 from schemahub import errors, events, ingest, raw
 from schemahub.clock import FakeClock, SystemClock
 from schemahub.runtime import parse_event
+from schemahub.seed import SEED_KEY
 from schemahub.streams import Stream, covers, gaps, overlapping
 from tests.unit.worlds import STREAM, Shifted, World, make_world
 
@@ -184,6 +186,53 @@ def test_an_unreachable_exchange_is_named(aws: boto3.Session) -> None:
 def test_a_busy_exchange_is_skipped_not_failed(world: World) -> None:
     assert world.open("coinbase:BTC-USD")["status"] == "open"
     assert world.open("coinbase:BTC-USD")["status"] == "skipped"
+
+
+def test_a_run_without_a_seed_is_skipped_and_says_so_and_takes_no_lock(world: World) -> None:
+    """The schedule starts with the deployment, before anybody can have written one: nothing is wrong, nothing rings."""
+    answer = world.open()
+    assert (answer["status"], answer["reason"], answer["streams"]) == ("skipped", "no_seed", 0)
+    assert "schemahub update-seed" in answer["message"]
+    assert world.deps.locks.holder(ingest.process_lock("coinbase")) is None
+    assert list(world.deps.objects.list("")) == []
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"schema_version": 1, "streams": []}', b'{"schema_version": 2, "streams": []}']
+)
+def test_a_seed_that_is_broken_or_empty_is_still_an_error(world: World, body: bytes) -> None:
+    world.deps.objects.put(SEED_KEY, body)
+    with pytest.raises(errors.BadConfig):
+        world.open()
+
+
+def test_a_seed_that_may_not_be_read_is_still_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(key: str) -> bytes:
+        raise errors.StoreRefused("AccessDenied")
+
+    monkeypatch.setattr(world.deps.objects, "get", refused)
+    with pytest.raises(errors.StoreRefused):
+        world.open()
+
+
+def test_products_that_are_named_need_no_seed(world: World) -> None:
+    assert world.open("coinbase:BTC-USD")["status"] == "open"
+    world.deps = replace(world.deps, settings=replace(world.deps.settings, products=("binance:BTC-USDT",)))
+    assert world.open()["status"] == "open"
+
+
+@pytest.mark.parametrize(("asked", "at_once"), [(None, (8, 2)), (8, (8, 1)), (3, (3, 1)), (64, (16, 2))])
+def test_a_run_says_how_many_streams_and_chunks_go_side_by_side(
+    world: World, asked: int | None, at_once: tuple[int, int]
+) -> None:
+    payload = {"schema_version": 1, "products": ["coinbase:BTC-USD"], "functions_at_a_time": asked}
+    opened = world.call(ingest.open_run, events.OpenRun, {"execution": world.execution(), "input": payload})
+    stream = {"exchange": "coinbase", "product": "BTC-USD"}
+    about = {"execution": world.execution(), "run": opened["run"], "stream": stream}
+    lock = world.call(ingest.lock_step, events.LockStep, {**about, "action": "acquire"})
+    planned = world.call(ingest.plan_stream, events.PlanStep, {**about, "lock": lock})
+    assert (opened["streams_at_a_time"], planned["chunks_at_a_time"]) == at_once
+    assert planned["results_prefix"].startswith(f"schemahub/plans/{opened['run']['id']}/coinbase/")
 
 
 def close(world: World, run: dict[str, Any]) -> dict[str, Any]:

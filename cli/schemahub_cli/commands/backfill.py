@@ -16,7 +16,7 @@ from schemahub.backfill_plan import Wanted
 from schemahub.errors import BadInput, BadStateInput
 from schemahub.mappings import load_mapping
 from schemahub.streams import MAX_POSITION
-from schemahub_cli import backfills, executions, live, locks, names, outcome, target, times
+from schemahub_cli import backfills, capacity, executions, live, locks, names, outcome, target, times
 from schemahub_cli.backfill_end import document_of, finish, left_lines, report_lines
 from schemahub_cli.backfill_watch import BackfillWatch
 from schemahub_cli.commands.corrections import corrections
@@ -286,14 +286,17 @@ def _plan(say: Say, where: Target, asked: dict[str, Any]) -> None:
     streams = ingest.select_streams(where.deps, chosen)
     with say.console.status("planning") as shown:
         plans = backfills.foresee(where.deps, streams, request, lambda s: shown.update(f"planning {s.label}"))
+    allowed = capacity.Capacity.of(where)
     say.result(
         {
             "stack": where.stack,
             "dry_run": True,
             "streams": [p.to_json() for p in plans],
             "total": backfills.sums(plans),
+            "lambda": allowed.to_json(),
         },
         *filter(None, (backfills.plan_table(plans), backfills.files_table(plans), backfills.split_line(plans))),
+        allowed.words(),
     )
     failed = [p for p in plans if p.error]
     for one in failed:
@@ -318,7 +321,8 @@ def _begin(say: Say, where: Target, asked: dict[str, Any]) -> str:
     machine = _machine(where)
     if released := locks.release_dead(where):
         say.line(f"[yellow]{len(released)} locks of runs that ended without releasing them were released[/]")
-    arn = executions.start(where, machine, **asked)
+    allowed = capacity.announce(say, where, machine).to_input()
+    arn = executions.start(where, machine, **{k: v for k, v in asked.items() if k != "functions_at_a_time"}, **allowed)
     say.line(f"started [cyan]{arn.rsplit(':', 1)[1]}[/] on {where.where}")
     return arn
 

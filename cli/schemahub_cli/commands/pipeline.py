@@ -8,8 +8,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.markup import escape
 
+from schemahub.errors import NoSeed
 from schemahub.streams import Stream
-from schemahub_cli import executions, live, locks, names, outcome, target, times
+from schemahub_cli import capacity, executions, live, locks, names, outcome, target, times
 from schemahub_cli import rederive as rederivation
 from schemahub_cli.executions import Execution
 from schemahub_cli.output import Exit, JsonOption, Say, StackOption, clock, command, fail
@@ -147,7 +148,8 @@ def begin(say: Say, where: Target, machine: str, *, join: bool = True, **keys: A
         return arn, True
     if released := locks.release_dead(where):
         say.line(f"[yellow]{len(released)} locks of runs that ended without releasing them were released[/]")
-    arn = executions.start(where, machine, **{k: v for k, v in keys.items() if v})
+    allowed = capacity.announce(say, where, machine).to_input()
+    arn = executions.start(where, machine, **{k: v for k, v in keys.items() if v}, **allowed)
     say.line(f"started [cyan]{arn.rsplit(':', 1)[1]}[/] on {where.where}")
     return arn, False
 
@@ -213,6 +215,8 @@ def _finish(
     streams: Sequence[Stream] = (),
 ) -> None:
     """The result of an execution that has ended, what it brought of ``streams``, and the exit code."""
+    if execution.skipped and execution.output.get("reason") == "no_seed":
+        fail(NoSeed("skipped: there is no seed list yet, so nothing was pulled"), Exit.FAILED, say.as_json)
     if execution.skipped:
         say.result({**document, "skipped": True}, "[yellow]skipped: another run is busy with every exchange[/]")
         raise typer.Exit(int(Exit.BUSY))
@@ -262,8 +266,12 @@ def _plan(say: Say, where: Target, products: list[str] | None, exchanges: list[s
     streams = ingest.select_streams(where.deps, events.IngestInput(products=products, exchanges=exchanges))
     with say.console.status("planning") as status:
         plan = forecast.forecast(where.deps, streams, lambda s: status.update(f"planning {s.label}"))
+    allowed = capacity.Capacity.of(where)
     say.result(
-        {"stack": where.stack, "dry_run": True, **plan.to_json()}, forecast.table(plan), forecast.cost_line(plan.work)
+        {"stack": where.stack, "dry_run": True, **plan.to_json(), "lambda": allowed.to_json()},
+        forecast.table(plan),
+        forecast.cost_line(plan.work),
+        allowed.words(),
     )
     failed = [s for s in plan.streams if s.error]
     for one in failed:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from schemahub.errors import UnknownStream, remedy_of
 from schemahub_cli import executions, locks, names, replay, target, times
+from schemahub_cli.capacity import Capacity
 from schemahub_cli.failures import PUBLISH, Failure, Found, Reader
 from schemahub_cli.output import Exit, JsonOption, Say, StackOption, command, listing
 from schemahub_cli.replay import BUSY, PERMANENT, RECOVERED, REDRIVE, START, SUPERSEDED, WITH, Fate, Filter
@@ -137,10 +138,12 @@ def _act(where: Target, fates: list[Fate]) -> list[dict[str, Any]]:
             else:
                 fate.action, fate.detail = START, refused[:200]
     todo = replay.starts(fates)
-    if todo:
-        locks.release_dead(where)
+    if not todo:
+        return started
+    locks.release_dead(where)
+    allowed = Capacity.of(where).to_input()
     for start in todo:
-        arn = executions.start(where, where.machine_arn(start.machine) or "", **start.keys)
+        arn = executions.start(where, where.machine_arn(start.machine) or "", **{**start.keys, **allowed})
         started.append({"machine": start.machine, "execution": arn, "redriven": False, "input": start.keys})
         for fate in start.fates:
             fate.detail = f"{arn.rsplit(':', 1)[1]} ({fate.detail})"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from schemahub import anchor, coverage, events, ingest, mirror, plan, plan_linked, seek, witness
+from schemahub import anchor, concurrency, coverage, events, ingest, mirror, plan, plan_linked, seek, witness
 from schemahub.answers import Row
 from schemahub.backfill_notes import count, counted, stopped, want, wanted
 from schemahub.backfill_plan import (
@@ -71,17 +71,19 @@ def open_backfill(event: events.OpenBackfill, deps: Deps) -> dict[str, Any]:
     groups = itertools.groupby(ingest.select_streams(deps, chosen), key=lambda s: s.exchange)
     # Round robin over the exchanges, as in an ingest: the limits of all of them are used from the beginning.
     mixed = [s for group in itertools.zip_longest(*(list(g) for _, g in groups)) for s in group if s is not None]
-    run = {"id": event.execution.name, "arn": event.execution.Id, "fences": {}, "opened_at": deps.clock.now_ms()}
+    run = ingest.new_run(event.execution, request.functions_at_a_time, deps)
     key = f"{PREFIX}plans/{run['id']}/streams.jsonl"
     deps.objects.put(key, "".join(json.dumps(s.to_json()) + "\n" for s in mixed).encode())
     return {
         "schema_version": 1,
         "run": run,
         # Without its lists: each stream's execution carries it, and a payload is at most 256 KiB.
-        "request": request.model_dump(exclude={"exchanges", "products"}),
+        "request": request.model_dump(exclude={"exchanges", "products", "functions_at_a_time"}),
         "bucket": deps.settings.bucket,
         "streams_key": key,
+        "results_prefix": f"{PREFIX}plans/{run['id']}/results",
         "streams": len(mixed),
+        "streams_at_a_time": concurrency.streams_at_a_time(ingest.at_once(request.functions_at_a_time, deps)),
         "status": "open",
     }
 
@@ -141,6 +143,10 @@ def plan_backfill(event: events.PlanBackfill, deps: Deps, archive_files: Archive
         "bucket": deps.settings.bucket,
         "chunks": len(chunks),
         "chunks_key": f"{here}chunks.jsonl",
+        "results_prefix": f"{here}results",
+        "chunks_at_a_time": concurrency.chunks_at_a_time(
+            ingest.at_once(event.run.functions_at_a_time, deps), concurrency.BACKFILL_CHUNKS
+        ),
         **tasks,
         "tasks_at_a_time": max(1, guess.tasks),
         "within": {"first": within.first, "last": within.last},

@@ -180,8 +180,10 @@ def _state(work: Work) -> list[_Use]:
 
 def _storage(work: Work) -> list[_Use]:
     batches, active = work.transform_batches, bool(work.chunks)
-    # a raw object for each chunk, two plans and a mirror for each stream, Parquet by day and Iceberg's metadata
-    puts = work.chunks + 4 * work.streams + 4 * batches + 6 * active
+    # a raw object for each chunk, two plans and a mirror for each stream, Parquet by day and Iceberg's metadata; of
+    # each Map (over the streams, over a stream's chunks, over batches) a manifest and its children's results
+    maps = 1 + active * (work.streams + 1)
+    puts = work.chunks + 4 * work.streams + 4 * batches + 6 * active + 2 * maps
     gets = 2 * work.chunks + 4 * work.streams + 12 * active
     scanned = max(work.query_bytes, work.queries * ATHENA_MINIMUM_BYTES)
     return [

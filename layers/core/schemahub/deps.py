@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from schemahub.clock import Clock, SystemClock
+from schemahub.concurrency import DEFAULT_FUNCTIONS, MAX_FUNCTIONS
 from schemahub.errors import BadConfig
 from schemahub.mappings import exchanges, load_mapping
 
@@ -48,6 +49,7 @@ class Settings:
     cold_start_hours: float = 24.0
     cold_start_trades: int = 1_000_000
     chunk_pages: int = 10
+    functions_at_a_time: int = DEFAULT_FUNCTIONS
     products: tuple[str, ...] = ()
     endpoints: Mapping[str, str] = field(default_factory=dict)
     backfill_ecs: bool = False
@@ -97,6 +99,7 @@ class Settings:
             cold_start_hours=number("COLD_START_HOURS", 0, 1_000_000, "24"),
             cold_start_trades=whole("COLD_START_TRADES", 1, 10**9, "1000000"),
             chunk_pages=whole("CHUNK_PAGES", 1, MAX_CHUNK_PAGES, "10"),
+            functions_at_a_time=whole("FUNCTIONS_AT_A_TIME", 1, MAX_FUNCTIONS, str(DEFAULT_FUNCTIONS)),
             products=tuple(p.strip() for p in env.get("SCHEMAHUB_PRODUCTS", "").split(",") if p.strip()),
             endpoints=_endpoints(env.get("SCHEMAHUB_ENDPOINTS", "")),
             backfill_ecs=env.get("SCHEMAHUB_BACKFILL_ECS") == "true",

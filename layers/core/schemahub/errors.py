@@ -10,6 +10,7 @@
     │   ├── BadStateInput         a payload of a state machine lacks or has too much
     │   ├── SchemaVersionMismatch a payload of another release: start a new execution
     │   ├── BadConfig             an environment variable or config/products.json is wrong
+    │   ├── NoSeed                nothing was named and config/products.json was never written
     │   ├── NothingIngested       a backfill of a stream that has no watermark yet
     │   ├── NoHistory             the exchange shows its newest trades only: nothing to fill back from
     │   ├── BadQuery              the SQL of a query is not accepted
@@ -143,6 +144,10 @@ class SchemaVersionMismatch(BadInput):
 
 class BadConfig(BadInput):
     remedy = "Correct the parameter or config/products.json (`schemahub update-seed` writes it)."
+
+
+class NoSeed(BadInput):
+    remedy = "Write the seed list with `schemahub update-seed`, or name products, for example coinbase:BTC-USD."
 
 
 class NothingIngested(BadInput):

@@ -8,10 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from schemahub.concurrency import MAX_FUNCTIONS
 from schemahub.streams import MAX_POSITION, Chunk, Known, Stream
 
 Position = Annotated[int, Field(strict=True, ge=0, le=MAX_POSITION)]
 Counter = Annotated[int, Field(strict=True, ge=0, le=MAX_POSITION)]
+Functions = Annotated[int, Field(strict=True, ge=1, le=MAX_FUNCTIONS)]
+"""How many functions the Maps of an execution may run at once; the deployment's FunctionsAtATime by default."""
 MAX_PAYLOAD_BYTES = 256 * 1024
 """Step Functions' hard limit on any input or output; emulators do not keep it."""
 
@@ -49,6 +52,7 @@ class Run(Payload):
     fences: dict[str, Counter] = {}
     opened_at: Counter | None = None
     """Epoch milliseconds; None in a payload of older code, which a redrive keeps."""
+    functions_at_a_time: Functions | None = None
 
 
 class StreamRef(Payload):
@@ -106,6 +110,7 @@ class IngestInput(Payload):
     schema_version: int = 1
     exchanges: list[str] | None = Field(default=None, min_length=1, max_length=100)
     products: list[str] | None = Field(default=None, min_length=1, max_length=10_000)
+    functions_at_a_time: Functions | None = None
 
 
 class OpenRun(Step):
@@ -170,12 +175,20 @@ class Rederive(Payload):
     until: Position | None = None
 
 
+class ParentRun(BaseModel):
+    """Of the run that started ``transform``, what concerns it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    functions_at_a_time: Functions | None = None
+
+
 class TransformInput(Payload):
     """Input of ``transform``: what is to be made anew, or nothing for what is pending; and the run that started it."""
 
     schema_version: int = 1
     rederive: Rederive | None = None
-    run: Any = None
+    functions_at_a_time: Functions | None = None
+    run: ParentRun | None = None
     started_by: Any = Field(default=None, alias="AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID")
 
 
@@ -221,6 +234,7 @@ class BackfillInput(Payload):
     """Tasks of one stream at a time, at most."""
     threshold_seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
     """Work up to which functions do it; the deployment's by default."""
+    functions_at_a_time: Functions | None = None
     archives: bool = True
     """Whether files of the exchange's archive are taken before it is asked."""
 

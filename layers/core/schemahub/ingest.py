@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from schemahub import commit, events, mirror, plan, raw, seams, witness
+from schemahub import commit, concurrency, events, mirror, plan, raw, seams, witness
 from schemahub.backfill_plan import Estimate, Means, TaskSpec, estimate, means_of, number_of_tasks, split
 from schemahub.commit import Committed, Fenced, segment_of
 from schemahub.conditional import whole
-from schemahub.deps import MAX_CHUNK_PAGES, Deps
+from schemahub.deps import MAX_CHUNK_PAGES, Deps, logger
 from schemahub.errors import (
     BadConfig,
     BadProductId,
@@ -23,6 +23,7 @@ from schemahub.errors import (
     IncompleteChunks,
     LockBusy,
     LockLost,
+    NoSeed,
     RawConflict,
     UnknownExchange,
 )
@@ -45,10 +46,17 @@ def process_lock(exchange: str) -> str:
 
 
 def open_run(event: events.OpenRun, deps: Deps) -> dict[str, Any]:
-    """Take the process lock of each exchange and write the list of streams that this run works on."""
-    run = {"id": event.execution.name, "arn": event.execution.Id, "fences": {}, "opened_at": deps.clock.now_ms()}
+    """Take the process lock of each exchange and write the list of streams that this run works on.
+
+    Without a seed there is nothing to do yet: the schedule starts with the deployment, and must not ring for that.
+    """
+    try:
+        wanted = select_streams(deps, event.input)
+    except NoSeed as error:
+        logger.warning("skipped: no seed")
+        return {"schema_version": 1, "status": "skipped", "reason": "no_seed", "message": str(error), "streams": 0}
+    run = new_run(event.execution, event.input.functions_at_a_time, deps)
     streams, skipped = [], []
-    wanted = select_streams(deps, event.input)
     for name in sorted({s.exchange for s in wanted}):
         try:
             lease = deps.locks.acquire(
@@ -57,7 +65,7 @@ def open_run(event: events.OpenRun, deps: Deps) -> dict[str, Any]:
         except LockBusy:
             skipped.append(name)
             continue
-        run["fences"][name] = lease.fence  # type: ignore[index]
+        run["fences"][name] = lease.fence
         streams.append([s for s in wanted if s.exchange == name])
     # Round robin over the exchanges: the first few children of the Map already work under every limit at once.
     mixed = [s for group in itertools.zip_longest(*streams) for s in group if s is not None]
@@ -68,22 +76,38 @@ def open_run(event: events.OpenRun, deps: Deps) -> dict[str, Any]:
         "run": run,
         "bucket": deps.settings.bucket,
         "streams_key": key,
+        "results_prefix": f"{PREFIX}plans/{run['id']}/results",
         "streams": len(mixed),
+        "streams_at_a_time": concurrency.streams_at_a_time(at_once(event.input.functions_at_a_time, deps)),
         "skipped": skipped,
-        "status": "open" if mixed else "skipped",
+        **({"status": "open"} if mixed else {"status": "skipped", "reason": "busy"}),
     }
+
+
+def new_run(execution: events.Execution, functions_at_a_time: int | None, deps: Deps) -> dict[str, Any]:
+    """What every step of an execution is told of it (``events.Run``)."""
+    run = {"id": execution.name, "arn": execution.Id, "fences": {}, "opened_at": deps.clock.now_ms()}
+    return run | ({"functions_at_a_time": functions_at_a_time} if functions_at_a_time else {})
+
+
+def at_once(asked: int | None, deps: Deps) -> int:
+    """How many functions an execution may run at once: what was asked for when it was started, or the deployment's."""
+    return asked or deps.settings.functions_at_a_time
 
 
 def select_streams(deps: Deps, request: events.IngestInput) -> list[Stream]:
     """The streams of a run: those asked for by name, otherwise the parameter's, otherwise the seed's.
 
     Raises:
-        BadConfig: there is no seed and nothing was asked for. BadProductId, UnknownExchange: a name cannot be meant.
+        NoSeed: nothing was asked for, and no seed was ever written. BadConfig: the seed is wrong, or none of its
+            streams is meant. BadProductId, UnknownExchange: a name cannot be meant.
     """
     if request.products:
         streams = [Stream.parse(name) for name in request.products]
+    elif (found := _of_parameter(deps) or _seed(deps)) is None:
+        raise NoSeed(f"there is no seed list ({SEED_KEY}), so there is nothing to ingest")
     else:
-        streams = _of_parameter(deps) or read_seed(deps)
+        streams = found
     if request.exchanges:
         for name in request.exchanges:
             load_mapping(name)
@@ -96,8 +120,8 @@ def select_streams(deps: Deps, request: events.IngestInput) -> list[Stream]:
         raise UnknownExchange(f"no mapping for {', '.join(sorted(unknown))} (known: {', '.join(exchanges())})")
     if not streams:
         raise BadConfig(
-            "there are no products to ingest",
-            remedy="Write the seed list with `schemahub update-seed`, or name products.",
+            "there are no products to ingest: the seed list has none that is asked for",
+            remedy="Add products to it with `schemahub update-seed`, or name them.",
         )
     return sorted(set(streams))
 
@@ -115,10 +139,12 @@ def read_seed(deps: Deps) -> list[Stream]:
     Raises:
         BadConfig: it is not a seed, or one of its entries is wrong (it is named) or stands twice.
     """
+    return _seed(deps) or []
+
+
+def _seed(deps: Deps) -> list[Stream] | None:
     body = deps.objects.get(SEED_KEY)
-    if body is None:
-        return []
-    return [Stream(e["exchange"], e["product"]) for e in parse_streams(body)]
+    return None if body is None else [Stream(e["exchange"], e["product"]) for e in parse_streams(body)]
 
 
 def lock_step(event: events.LockStep, deps: Deps) -> dict[str, Any]:
@@ -196,6 +222,10 @@ def plan_stream(event: events.PlanStep, deps: Deps) -> dict[str, Any]:
         "chunks": len(chunks),
         "bucket": deps.settings.bucket,
         "chunks_key": f"{home}.jsonl",
+        "results_prefix": f"{home}/results",
+        "chunks_at_a_time": concurrency.chunks_at_a_time(
+            at_once(event.run.functions_at_a_time, deps), concurrency.INGEST_CHUNKS
+        ),
         "base": base,
         "head": head,
         "route": guess.route,

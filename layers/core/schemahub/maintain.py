@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from schemahub import events, maintain_archives, plan
+from schemahub import concurrency, events, maintain_archives, plan
 from schemahub.deps import Deps
 from schemahub.errors import BadStateInput, LockBusy, LockLost, SchemaHubError, StoreError, ThrottleError
 from schemahub.holes import LOOKS_APART_S, Hole
@@ -72,6 +72,8 @@ def _open(event: events.MaintainStep, deps: Deps) -> dict[str, Any]:
         "run": run,
         "bucket": deps.settings.bucket,
         "holes_key": key,
+        "results_prefix": f"{PREFIX}plans/{run['id']}/results",
+        "streams_at_a_time": concurrency.batches_at_a_time(deps.settings.functions_at_a_time),
         "streams": len(taken),
         "holes": sum(map(len, taken.values())),
     }

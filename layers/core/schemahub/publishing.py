@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from schemahub import events, outages
+from schemahub import concurrency, events, outages
 from schemahub.batches import Batch, Manifest, make_batches, manifest_key
 from schemahub.deps import Deps
 from schemahub.errors import BadStateInput, CorruptState, StaleBatch, about
@@ -46,10 +46,18 @@ def list_pending(event: events.ListPending, deps: Deps) -> dict[str, Any]:
         "run": run,
         "bucket": deps.settings.bucket,
         "batches_key": key,
+        "results_prefix": f"{PREFIX}plans/{run['id']}/results",
         "batches": len(batches),
+        "batches_at_a_time": concurrency.batches_at_a_time(_functions(event.input, deps)),
         "mode": "replace" if event.input.rederive is not None else "append",
         "round": event.round,
     }
+
+
+def _functions(asked: events.TransformInput, deps: Deps) -> int:
+    """How many functions this execution may run at once; asked for here, or by the run that started it."""
+    parent = asked.run.functions_at_a_time if asked.run else None
+    return asked.functions_at_a_time or parent or deps.settings.functions_at_a_time
 
 
 def _pending(deps: Deps) -> list[Segment]:
