@@ -29,7 +29,11 @@ NAME = "binance:BTC-USDT"
 @pytest.fixture
 def world(aws: boto3.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maintained]:
     with small(aws, tmp_path, monkeypatch) as world:
-        where = SimpleNamespace(deps=world.deps, stack="schemahub-test", where="schemahub-test", local=True)
+        limit = {"AccountLimit": {"UnreservedConcurrentExecutions": 1000}}
+        where = SimpleNamespace(
+            deps=world.deps, stack="schemahub-test", where="schemahub-test", local=True,
+            client=lambda service: SimpleNamespace(get_account_settings=lambda: limit),
+        )  # fmt: skip
         monkeypatch.setattr(target, "resolve", lambda name: where)
         yield world
 

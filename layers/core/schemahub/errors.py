@@ -299,7 +299,7 @@ class RawConflict(StateError):
 
 
 class RawMissing(StateError):
-    remedy = "Restore the object's version in S3, then run `schemahub replay --force`."
+    remedy = "Restore the object's version in S3 (the bucket keeps old versions), then run `schemahub replay --force`."
     permanent = True
 
 

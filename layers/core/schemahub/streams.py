@@ -22,7 +22,6 @@ _EXCHANGE = re.compile(r"[a-z][a-z0-9_]{0,31}")
 PRODUCT = re.compile(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}")
 """Our name of a product: what is traded, and what it is paid in."""
 _DATASET = re.compile(r"[a-z]{1,16}")
-_PARTS = (_EXCHANGE, PRODUCT, _DATASET)
 _QUOTES = ("USDT", "USDC", "FDUSD", "USD", "EUR", "GBP", "BTC", "ETH")
 """What most products are paid in: where a name without its dash is to be cut. Only for examples in messages."""
 
@@ -80,11 +79,13 @@ class Stream:
             BadProductId: it is neither; the remedy writes what was probably meant.
         """
         parts = re.split("[#:]", text) if isinstance(text, str) else []
-        fits = 2 <= len(parts) <= 3 and all(p.fullmatch(v) for p, v in zip(_PARTS, parts, strict=False))
-        if not fits:
-            remedy = f"Write it as exchange:PRODUCT, for example {example_name(text)}."
+        remedy = f"Write it as exchange:PRODUCT, for example {example_name(text)}."
+        if not 2 <= len(parts) <= 3:
             raise BadProductId(f"{str(text)[:60]!r} is not exchange:PRODUCT", remedy=remedy)
-        return cls(*parts)
+        try:
+            return cls(*parts)
+        except BadProductId as error:
+            raise BadProductId(error.reason, remedy=remedy) from None
 
     @classmethod
     def from_json(cls, value: Any) -> Stream:
