@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from schemahub_cli.target import Target
 
 SHOWN = 3
+EXAMPLE = "coinbase"
+"""Of an exchange, where none was named."""
 
 
 def parse(names: Iterable[str] | None) -> list[Stream]:
@@ -32,10 +34,10 @@ def _stream(name: str) -> Stream:
         stream = Stream.parse(name)
     except BadProductId as error:
         words = re.split(r"[^A-Za-z0-9_]+", name)
-        if words[0].lower() in exchanges():
-            # The exchange is told apart from the product by what there is, not only by its place.
-            product = example_product("-".join(words[1:3])) if any(words[1:]) else "BTC-USD"
-            error.remedy = f"Write it as exchange:PRODUCT, for example {words[0].lower()}:{product}."
+        # The exchange is told apart from the product by what there is, not only by its place.
+        named = words[0].lower() if words[0].lower() in exchanges() else None
+        product = example_product("-".join(words[1:3]) if named and any(words[1:]) else "BTC-USD" if named else name)
+        error.remedy = f"Write it as exchange:PRODUCT, for example {named or EXAMPLE}:{product}."
         raise
     if stream != stream.trades:
         raise BadProductId(

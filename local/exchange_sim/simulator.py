@@ -66,7 +66,7 @@ class Simulator:
         now_us, at_s = self.clock.now_us(), self.clock.real_s()
         route: Route = desk.protocol.route(path, query, lambda name: self.faults.view(desk, name), now_us)
         apart = route.listing is not None and desk.protocol.mapping.limits.per_product
-        account = f"{address}#{route.listing.name}" if apart and route.listing else address
+        account = f"{address}#{route.listing.base}-{route.listing.quote}" if apart and route.listing else address
         verdict = desk.limiter.take(account, route.cost, at_s)
         limited = isinstance(verdict, Refused)
         answer = desk.protocol.limited(verdict) if isinstance(verdict, Refused) else self._serve(desk, route, now_us)

@@ -25,7 +25,7 @@ from schemahub_cli.main import app
 from schemahub_cli.output import Exit
 from tests.conftest import REGION
 from tests.unit.test_docs_cli import COMMANDS
-from tests.unit.worlds import make_world
+from tests.unit.worlds import Shifted, make_world
 
 RUNNER = CliRunner(env={"COLUMNS": "100"})
 DOCUMENTED = {*map(int, Exit), 130}
@@ -70,7 +70,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def stack(aws: boto3.Session, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A stack in which nothing was pulled yet, with state tables and a bucket, and state machines that never ran."""
-    world = make_world(aws, "http://127.0.0.1:9")
+    world = make_world(aws, "http://127.0.0.1:9", Shifted())
     world.deps.http = Silent()
     arns = {}
     role = "arn:aws:iam::123456789012:role/r"

@@ -70,7 +70,8 @@ class States:
                 return bool(e["mapRunArn"] == asked["mapRunArn"])
             return e["stateMachineArn"] == asked["stateMachineArn"] and e["mapRunArn"] is None
 
-        found = [e for e in self.executions.values() if fits(e) and e["status"] == asked["statusFilter"]]
+        status = asked.get("statusFilter")
+        found = [e for e in self.executions.values() if fits(e) and status in (None, e["status"])]
         found.sort(key=lambda e: e["stopDate"] or NOW, reverse=True)
         at = int(asked.get("nextToken", 0))
         more = {"nextToken": str(at + 2)} if at + 2 < len(found) else {}

@@ -305,7 +305,7 @@ def test_a_delisted_product_is_not_online(exchange: str, mapping: Mapping) -> No
 
 
 @pytest.fixture
-def limited(exchange: str, mapping: Mapping) -> Inside:
+def limited(exchange: str, mapping: Mapping, stream: Stream) -> Inside:
     """A simulator with the published limit, of which one request is left."""
     sim = Inside(exchange)
     limiter = build_world({}).exchanges[exchange].limiter
@@ -313,7 +313,8 @@ def limited(exchange: str, mapping: Mapping) -> Inside:
     limits = mapping.limits
     assert isinstance(limiter, TokenBucket if limits.burst >= limits.amount else WeightWindow)
     most = limits.burst if limits.burst >= limits.amount else limits.amount
-    limiter.take("here", most - limits.cost["head"], sim.simulator.clock.real_s())
+    account = f"here#{stream.product}" if limits.per_product else "here"
+    limiter.take(account, most - limits.cost["head"], sim.simulator.clock.real_s())
     assert limiter.per_second == pytest.approx(limits.amount / limits.per_seconds)
     return sim
 

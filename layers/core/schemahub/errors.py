@@ -147,7 +147,7 @@ class BadConfig(BadInput):
 
 
 class NoSeed(BadInput):
-    remedy = "Write the seed list with `schemahub update-seed`, or name products, for example coinbase:BTC-USD."
+    remedy = "Write the seed list with `schemahub update-seed`, or name products as exchange:PRODUCT."
 
 
 class NothingIngested(BadInput):

@@ -138,11 +138,11 @@ def example_product(text: Any) -> str:
 def example_name(text: Any) -> str:
     """A well-formed ``exchange:PRODUCT``, as near to what was written as can be told.
 
-    ``BTC-USD`` and ``Coinbase/btc-usd`` are ``coinbase:BTC-USD``.
+    ``XYZ/btc-usd`` is ``xyz:BTC-USD``; where no exchange is named it says ``exchange``.
     """
     exchange, *rest = re.split(r"[:/#,\s]", str(text)[:60], maxsplit=1)
     if not rest or not _EXCHANGE.fullmatch(exchange.lower()):
-        return f"coinbase:{example_product(text)}"
+        return f"exchange:{example_product(text)}"
     return f"{exchange.lower()}:{example_product(re.split('[#:]', rest[0])[0])}"
 
 
