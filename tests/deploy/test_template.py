@@ -61,6 +61,7 @@ def test_sections_follow_the_data(template: dict[str, Any]) -> None:
         "TransformBatchFunction",
         "PublishFunction",
         "MaintainFunction",
+        "ProbeExchangeFunction",
         "ReleaseOnFailureFunction",
         "BackfillCluster",
         "BackfillTask",
