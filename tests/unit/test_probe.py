@@ -91,6 +91,9 @@ def test_no_usable_answer_is_unavailable_by_the_name_of_its_error(
 def test_refusals_in_any_number_leave_the_breaker_closed_for_others(deps: Deps) -> None:
     for _ in range(8):
         ask(deps, 451)
+    found = deps.throttle_table.get_item(Key={"exchange": "binance#breaker"}).get("Item", {})
+    assert found.get("state", "closed") == "closed"
+    assert not found.get("failures")
     assert ask(deps, 200, BINANCE.products.example)["outcome"] == "reachable"
 
 
