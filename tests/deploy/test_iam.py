@@ -98,13 +98,13 @@ def test_every_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None
     roles = [
         r["Properties"]["Role"]["Fn::GetAtt"][0] for r in resources.values() if r["Type"] == "AWS::Lambda::Function"
     ]
-    assert len(roles) == len(set(roles)) == 15
+    assert len(roles) == len(set(roles)) == 16
     machines = [
         r["Properties"]["RoleArn"]["Fn::GetAtt"][0]
         for r in resources.values()
         if r["Type"] == "AWS::StepFunctions::StateMachine"
     ]
-    assert len({*machines, *roles}) == 19
+    assert len({*machines, *roles}) == 20
 
 
 def test_no_role_has_a_policy_made_by_aws(resources: dict[str, Any]) -> None:

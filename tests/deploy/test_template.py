@@ -61,6 +61,7 @@ def test_sections_follow_the_data(template: dict[str, Any]) -> None:
         "TransformBatchFunction",
         "PublishFunction",
         "MaintainFunction",
+        "ProbeExchangeFunction",
         "ReleaseOnFailureFunction",
         "BackfillCluster",
         "BackfillTask",
@@ -129,7 +130,7 @@ def test_the_index_of_pending_segments_is_sparse(resources: dict[str, Any]) -> N
 
 def test_every_function_is_arm64_traced_and_bounded(resources: dict[str, Any]) -> None:
     functions = of_type(resources, "AWS::Lambda::Function")
-    assert len(functions) == 15
+    assert len(functions) == 16
     for name, function in functions.items():
         assert function["Runtime"] == "python3.13", name
         assert function["Architectures"] == ["arm64"], name
@@ -152,7 +153,7 @@ def test_every_function_has_a_log_group_with_the_retention_parameter(resources: 
         group = groups[function["LoggingConfig"]["LogGroup"]["Ref"]]
         assert group["LogGroupName"]["Fn::Sub"] == "/aws/lambda/" + function["FunctionName"]["Fn::Sub"], name
     assert all(group["RetentionInDays"] == {"Ref": "LogRetentionDays"} for group in groups.values())
-    assert len(groups) == 20
+    assert len(groups) == 21
 
 
 def test_the_environment_is_what_the_code_reads(resources: dict[str, Any]) -> None:

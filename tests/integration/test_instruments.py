@@ -53,3 +53,15 @@ def test_what_is_and_was_listed_joins_the_trades(stack: Stack, home: None, simul
     assert again["instruments"]["changed"] == 0
     found = stack.client("glue").get_tables(DatabaseName=stack.outputs["GlueDatabaseName"])["TableList"]
     assert {"instruments", "unified_trades"} <= {t["Name"] for t in found}
+
+
+def test_an_exchange_that_refuses_the_region_is_left_out_and_the_others_are_written(
+    stack: Stack, home: None, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("schemahub_cli.commands.seed.known_exchanges", lambda: ("binance", "coinbase"))
+    simulator.add_faults({"kind": "http_status", "exchange": "binance", "status": 451, "match": {"on": "discovery"}})
+    said = command("update-seed", "-p", BTC.product)
+    simulator.reset()
+    assert (said["probes"]["binance"]["status"], said["probes"]["coinbase"]["outcome"]) == (451, "reachable")
+    assert said["failed"]["binance"]["error"] == "ExchangeRefused"
+    assert BTC.product in [e["product"] for e in said["streams"] if e["exchange"] == "coinbase"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -268,6 +269,12 @@ def task(world: BadWorld, case: dict[str, Any]) -> Any:
     return read_spec(replace(world.deps, objects=SimpleNamespace(get=lambda key: stored)), "schemahub/plans/run-6/task")
 
 
+def reachable(FunctionName: str, Payload: bytes) -> dict[str, Any]:
+    """The stack's probe of an exchange: it answers there."""
+    found = {"exchange": json.loads(Payload)["exchange"], "region": "us-east-1", "at": 1, "products": 1}
+    return {"Payload": io.BytesIO(json.dumps({"outcome": "reachable", **found}).encode())}
+
+
 def command(world: BadWorld, case: dict[str, Any]) -> Any:
     """A command line on a stack that is this world; the document that it prints with --json."""
     states = SimpleNamespace(
@@ -281,6 +288,7 @@ def command(world: BadWorld, case: dict[str, Any]) -> Any:
         },
         list_map_runs=lambda **_: {"mapRuns": []},
         list_executions=lambda **_: {"executions": []},
+        invoke=reachable,
         get_account_settings=lambda: {"AccountLimit": {"UnreservedConcurrentExecutions": 1000}},
     )
     started: list[dict[str, Any]] = []
@@ -288,6 +296,7 @@ def command(world: BadWorld, case: dict[str, Any]) -> Any:
         stack="schemahub-test",
         where="schemahub-test (local)",
         local=True,
+        stage="test",
         ingest_arn="arn:ingest",
         transform_arn="arn:transform",
         deps=world.deps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 from typer.testing import CliRunner
 
 from local import demo
@@ -43,6 +45,20 @@ class Exchanges:
     def __init__(self) -> None:
         self.answers: dict[str, Sequence[Product] | Exception] = {"coinbase": COINBASE, "binance": BINANCE}
 
+        self.probes: dict[str, dict[str, Any] | Exception] = {}
+        self.invoked: list[str] = []
+
+    def invoke(self, FunctionName: str, Payload: bytes) -> dict[str, Any]:
+        """The stack's function: reachable, unless ``probes`` says something else."""
+        assert FunctionName == "schemahub-test-probe-exchange"
+        name = json.loads(Payload)["exchange"]
+        self.invoked.append(name)
+        said = self.probes.get(name, {"outcome": "reachable", "products": 1})
+        if isinstance(said, Exception):
+            raise said
+        body = {"exchange": name, "region": "us-east-1", "at": 1, **said}
+        return {"Payload": io.BytesIO(json.dumps(body).encode()), **said.get("answer", {})}
+
     def of(self, deps: Any, name: str) -> SimpleNamespace:
         return SimpleNamespace(products=lambda: self.answer(name))
 
@@ -65,11 +81,11 @@ def exchanges(monkeypatch: pytest.MonkeyPatch) -> Exchanges:
 def lake(aws: boto3.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: Exchanges) -> Lake:
     make_glue_check_versions(monkeypatch)
     lake = Lake(aws, tmp_path)
-    monkeypatch.setattr(target, "resolve", lambda name: stack(lake))
+    monkeypatch.setattr(target, "resolve", lambda name: stack(lake, exchanges))
     return lake
 
 
-def stack(lake: Lake) -> Any:
+def stack(lake: Lake, functions: Any = None) -> Any:
     settings = SimpleNamespace(database=DATABASE, table="unified_trades")
     ledger = SimpleNamespace(watermark=lambda stream: None)
     deps = SimpleNamespace(objects=lake.objects, clock=lake.clock, settings=settings, ledger=ledger)
@@ -77,7 +93,8 @@ def stack(lake: Lake) -> Any:
         stack="schemahub-test",
         where="schemahub-test",
         session=lake.session,
-        client=lake.session.client,
+        stage="test",
+        client=lambda service: functions if service == "lambda" else lake.session.client(service),
         database=DATABASE,
         deps=deps,
         local=True,
@@ -169,7 +186,7 @@ def test_a_bad_answer_leaves_its_own_entries_and_hinders_no_other(
     exchanges.answers["coinbase"] = answer
     exchanges.answers["binance"] = [*BINANCE, Product("ETH-USDT", "ETHUSDT", "TRADING", True)]
     lake.clock.advance(3 * 86_400)
-    said = update(exit_code=1)
+    said = update()
     assert list(said["failed"]) == ["coinbase"]
     assert (said["added"], said["removed"]) == (["binance:ETH-USDT"], [])
     assert [i for i in core_seed.read(lake.objects).instruments if i.exchange == "coinbase"] == own
@@ -177,10 +194,54 @@ def test_a_bad_answer_leaves_its_own_entries_and_hinders_no_other(
     assert snapshots(lake) == 2
 
 
+REFUSED = {"outcome": "refused", "status": 451, "by_region": True, "message": "status 451", "remedy": "Elsewhere."}
+
+
+def test_an_exchange_that_refuses_the_region_is_left_out_and_the_others_are_written(
+    lake: Lake, exchanges: Exchanges
+) -> None:
+    update("-e", "binance")
+    exchanges.probes["binance"] = REFUSED
+    exchanges.answers["binance"] = []
+    for options in (["--dry-run"], []):
+        said = update(*options)
+        assert said["failed"]["binance"]["error"] == "ExchangeRefused"
+        assert "us-east-1: status 451" in said["failed"]["binance"]["message"]
+        assert (said["failed"]["binance"]["remedy"], said["probes"]["binance"]["status"]) == ("Elsewhere.", 451)
+        assert said["probes"]["coinbase"]["outcome"] == "reachable"
+    assert products(lake) == ["BTC-USDT", "BTC-USD", "ETH-EUR", "ETH-USD"]
+    assert sorted(exchanges.invoked) == ["binance", "binance", "binance", "coinbase", "coinbase"]
+    assert list(update("-e", "binance", "-e", "coinbase", exit_code=1)["failed"]) == ["binance"]
+    assert update("-e", "binance", exit_code=1)["error"] == "ExchangeRefused"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"outcome": "unavailable", "error": "CircuitOpen", "message": "open", "remedy": "Wait."},
+        {"outcome": "nonsense"},
+        {"outcome": "reachable", "products": 1, "answer": {"FunctionError": "Unhandled"}},
+        ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "Invoke"),
+    ],
+)
+def test_a_probe_without_a_good_outcome_leaves_its_exchange_out(lake: Lake, exchanges: Exchanges, said: Any) -> None:
+    exchanges.probes["binance"] = said
+    assert list(update()["failed"]) == ["binance"]
+    assert products(lake) == ["BTC-USD", "ETH-EUR", "ETH-USD"]
+
+
+def test_a_stack_of_an_older_release_is_named_and_written_without_a_probe(lake: Lake, exchanges: Exchanges) -> None:
+    gone = ClientError({"Error": {"Code": "ResourceNotFoundException", "Message": "no function"}}, "Invoke")
+    exchanges.probes = {"binance": gone, "coinbase": gone}
+    assert "older release" in RUNNER.invoke(app, ["update-seed"]).output
+    assert update()["probes"] is None
+    assert len(products(lake)) == 4
+
+
 def test_people_are_told_which_exchange_gave_no_usable_answer(lake: Lake, exchanges: Exchanges) -> None:
     exchanges.answers["coinbase"] = ExchangeUnavailable("status 503 [bad]", stream="coinbase")
     result = RUNNER.invoke(app, ["update-seed"])
-    assert result.exit_code == 1
+    assert result.exit_code == 0
     assert "ExchangeUnavailable" in result.output
     assert "coinbase: status 503 [bad]" in result.output
     assert products(lake) == ["BTC-USDT"]
@@ -196,7 +257,7 @@ def test_a_draft_mapping_stops_no_other_exchange(
     exchanges.answers["examplex"] = BadMapping("examplex.yaml: requests is missing")
     look = seed.look
     monkeypatch.setattr(seed, "look", lambda where, name: load_mapping(name) and look(where, name))
-    said = update(exit_code=1)
+    said = update()
     assert said["failed"]["examplex"]["error"] == "BadMapping"
     assert products(lake) == ["BTC-USDT", "BTC-USD", "ETH-EUR", "ETH-USD"]
     assert update("-e", "examplx", exit_code=1)["error"] == "UnknownExchange"

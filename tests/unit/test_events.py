@@ -33,6 +33,7 @@ GOOD: dict[type[BaseModel], dict[str, Any]] = {
     events.CloseRun: {"schema_version": 1, "execution": EXECUTION, "run": RUN},
     events.ListPending: {"schema_version": 1, "execution": EXECUTION, "input": {"schema_version": 1}},
     events.BatchStep: {"schema_version": 1, "run": RUN, "batch": {}},
+    events.ProbeExchange: {"schema_version": 1, "exchange": "coinbase"},
     events.PublishStep: {
         "schema_version": 1,
         "execution": EXECUTION,

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from schemahub.errors import SchemaHubError
+from schemahub.errors import BadInput, SchemaHubError
 from schemahub.mappings import exchanges as known_exchanges
 from schemahub.mappings import load_mapping
 from schemahub.seed import read
-from schemahub_cli import seed, target
+from schemahub_cli import probes, seed, target
 from schemahub_cli.output import Exit, JsonOption, Say, StackOption, command, listing
 
 
@@ -42,7 +42,7 @@ def update_seed(
     Only products that trade now are taken. The entries of the exchanges that are asked are replaced, those of all
     others stay. What was pulled of a product that leaves the list stays in the table. Everything that is listed, taken
     or not, is noted in the table `instruments`; what is gone stays there as delisted. An exchange that does not answer,
-    or whose mapping is not finished, keeps its entries and stops no other.
+    that refuses the region of the stack, or whose mapping is not finished, keeps its entries and stops no other.
 
       schemahub update-seed --quote USD --quote USDT --limit 20
       schemahub update-seed -e coinbase -p BTC-USD -p ETH-USD
@@ -56,7 +56,12 @@ def update_seed(
         load_mapping(min(unknown))  # raises UnknownExchange, with the nearest name
     old = read(where.deps.objects)
     with say.console.status(f"asking {', '.join(names)} what they list"):
-        looks, failures = seed.look_at_all(where, names, old.instruments, accept_delisted=accept_delisted)
+        failures = _unfinished(names)
+        probed = probes.ask_all(where, [name for name in names if name not in failures])
+        failures |= {name: error for name, x in (probed or {}).items() if (error := probes.failure(x))}
+        asked = [name for name in names if name not in failures]
+        looks, unusable = seed.look_at_all(where, asked, old.instruments, accept_delisted=accept_delisted)
+        failures |= unusable
     if not looks:
         raise next(iter(failures.values()))
     seed.check_choice(looks, choice)
@@ -76,16 +81,30 @@ def update_seed(
             "written": not dry_run,
             "streams": list(new.streams),
             **difference.to_json(),
+            "probes": probed
+            and {name: _failure(x) if isinstance(x, SchemaHubError) else x.model_dump() for name, x in probed.items()},
             "failed": {name: _failure(error) for name, error in failures.items()},
         },
         table,
         f"{len(new.streams)} products, {len(difference.added)} added, {len(difference.removed)} removed"
         f" · {difference.instruments} instruments known, {len(difference.changed)} changed,"
         f" {len(difference.delisted)} delisted" + (" · dry run, nothing written" if dry_run else ""),
+        f"[dim]{escape(probes.line(probed))}[/]",
         *(f"[bold red]{type(e).__name__}[/]  {escape(str(e))} Its entries stay." for e in failures.values()),
     )
-    if failures:
+    if set(failures) & set(exchange or ()):
         raise typer.Exit(int(Exit.FAILED))
+
+
+def _unfinished(names: list[str]) -> dict[str, SchemaHubError]:
+    """The exchanges whose mapping somebody is still writing: nobody need ask them."""
+    found = dict[str, SchemaHubError]()
+    for name in names:
+        try:
+            load_mapping(name)
+        except BadInput as error:
+            found[name] = error
+    return found
 
 
 def _failure(error: SchemaHubError) -> dict[str, str]:

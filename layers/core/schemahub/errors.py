@@ -229,6 +229,11 @@ class ExchangeRefused(ExchangeError):
     remedy = "The exchange refuses the request itself; check the mapping and whether your region is served."
     permanent = True
 
+    def __init__(self, message: str, *, status: int | None = None, **kwargs: object) -> None:
+        """``status``: that of the answer; None where there was none (TLS)."""
+        super().__init__(message, **kwargs)  # type: ignore[arg-type]
+        self.status = status
+
 
 class ArchiveError(SchemaHubError):
     remedy = "Nothing of the file was stored; its range is asked for from the exchange's API instead."

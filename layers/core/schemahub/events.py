@@ -290,6 +290,10 @@ class MaintainInput(Payload):
     schema_version: int = 1
 
 
+class ProbeExchange(Step):
+    exchange: str = Field(pattern=r"^[a-z0-9_]{1,32}$")
+
+
 CorrectionKey = Annotated[
     str,
     Field(

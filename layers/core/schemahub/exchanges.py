@@ -218,9 +218,11 @@ class Exchange:
             return MalformedResponse(f"{said}, which the mapping does not know: {text}", stream=about)
         if 300 <= status < 400:
             return ExchangeRefused(
-                f"redirected to {answer.headers.get('location', '?')[:120]!r}, not followed", stream=about
+                f"redirected to {answer.headers.get('location', '?')[:120]!r}, not followed",
+                status=status,
+                stream=about,
             )
-        return ExchangeRefused(f"{said}: {text}", stream=about)
+        return ExchangeRefused(f"{said}: {text}", status=status, stream=about)
 
     def _means_unknown(self, status: int, codes: list[str]) -> bool:
         known = self.mapping.errors.unknown_product if self.mapping.errors else ()
