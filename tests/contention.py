@@ -142,7 +142,7 @@ def load_one_bucket(
 class Unpaced(PacedExchange):
     """Requests without slots: an exchange's bucket is no place for clocks that are minutes apart."""
 
-    def _paced(self, kind: str, expected: int, send: Callable[[], Any]) -> Any:
+    def _paced(self, kind: str, expected: int, send: Callable[[], Any], stream: Stream | None = None) -> Any:
         return send()
 
 

@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -108,11 +108,18 @@ def _query(
     where = target.resolve(stack)
     text = sys.stdin.read() if sql == "-" else sql
     limit = max_rows or (SCREEN_ROWS if form is Format.TABLE else None)
+    engine = _duckdb if where.local else _athena
+    with contextlib.ExitStack() as ends:
+        _answer(form, path, limit, lambda: engine(where, text, timeout, memory, ends), asked_rows=max_rows)
+
+
+def _answer(
+    form: Format, path: Path | None, limit: int | None, run: Callable[[], Any], *, asked_rows: int | None
+) -> None:
+    """Run the query and write its rows to where they are wanted."""
     began = time.monotonic()
     with Say(form is not Format.TABLE).console.status("running the query"):
-        answer = (_duckdb(where, text, timeout, memory) if where.local else _athena(where, text, timeout, memory))(
-            limit
-        )
+        answer: Answer = run()(limit)
         rows = _table(answer) if form is Format.TABLE else None
 
     def ended() -> dict[str, Any]:
@@ -134,12 +141,12 @@ def _query(
     if answer.truncated:
         warning = f"only the first {answer.rows:,} rows: there are more"
         remedy = (
-            "--max-rows N reads more; -o FILE.parquet or --csv writes all" if max_rows is None else "see --max-rows"
+            "--max-rows N reads more; -o FILE.parquet or --csv writes all" if asked_rows is None else "see --max-rows"
         )
         Console(stderr=True, highlight=False).print(f"[yellow]warning:[/] {warning} ({remedy})", soft_wrap=True)
 
 
-def _duckdb(where: target.Target, sql: str, timeout: float, memory: str | None) -> Any:
+def _duckdb(where: target.Target, sql: str, timeout: float, memory: str | None, ends: contextlib.ExitStack) -> Any:
     from schemahub.query import stream
     from schemahub.statement import single_select
     from schemahub_cli.export import Answer
@@ -147,11 +154,13 @@ def _duckdb(where: target.Target, sql: str, timeout: float, memory: str | None) 
 
     single_select(sql)  # before a table is looked for: what may not run has no need of one
     db = connect(where, views_in(sql), present=lists_views(sql), memory_limit=memory or MEMORY)
+    # Left to the end of the process, DuckDB's threads outlive what they work with now and then, and abort it.
+    ends.callback(db.close)
     schema, batches = stream(db, sql, timeout_s=timeout)
     return lambda limit: Answer(schema, batches, limit)
 
 
-def _athena(where: target.Target, sql: str, timeout: float, memory: str | None) -> Any:
+def _athena(where: target.Target, sql: str, timeout: float, memory: str | None, _: contextlib.ExitStack) -> Any:
     from schemahub_cli import athena
     from schemahub_cli.export import Answer
 
