@@ -130,6 +130,19 @@ def test_ids_that_the_archive_lacks_stay_missing_and_are_named(world: ArchiveWor
     assert world.deps.ledger.segment_at(BINANCE, lost) is None
 
 
+def test_what_a_day_lacks_is_looked_for_in_its_month_the_next_time(world: ArchiveWorld) -> None:
+    day = dt.date(2026, 4, 25)
+    lost = world.ids(day).first + 5
+    world.plant("skip", day, ids=[lost, lost + 2])
+    wanted = {"from": "2026-04-25", "to": "2026-04-26"}
+    with pytest.raises(errors.IncompleteChunks):
+        filled(world, wanted)
+    world.deps.locks.release_run("arn:aws:states:us-east-1:1:execution:backfill:run-1")
+    filled(world, wanted)
+    assert covers([s.interval for s in world.deps.ledger.segments(BINANCE)], world.ids(day))
+    assert world.table(world.ids(day)) == world.truth(world.ids(day), micros=True)
+
+
 def test_a_gap_next_to_the_newest_id_ends_the_first_commit_above_it(world: ArchiveWorld) -> None:
     gone = whole(world).last - 7
     world.plant("skip", NEWEST, ids=[gone, gone])

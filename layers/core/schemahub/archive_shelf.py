@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from schemahub.archive_download import ABSENT, PASSING, Files, Opened, RequestsFiles
-from schemahub.archives import ArchiveFile, Kind, address_of, archive_of, file_of
+from schemahub.archives import ArchiveFile, Kind, address_of, archive_of, file_of, read_state
 from schemahub.backfill_plan import Wanted
 from schemahub.deps import Deps
 from schemahub.errors import ArchiveUnreadable, ExchangeRefused, ExchangeUnavailable, ResponseInterrupted
@@ -112,18 +112,33 @@ class Shelf:
         return Interval(first, last) if first <= last else None
 
     def files(self, parts: Sequence[Interval]) -> list[tuple[dict[str, Any], Interval]]:
-        """The files that hold the missing ``parts``: months of which all is missing, otherwise their days."""
+        """The files that hold the missing ``parts``: months of which all is missing, otherwise their days.
+
+        What a day's file lacks is looked for in its month the next time: the second look, by another path.
+        """
         hull = Interval(parts[0].first, parts[-1].last)
         found = list[tuple[dict[str, Any], Interval]]()
         for held, part in _spans(self.held(), hull.last):
             lacking = _common(parts, part)
             some = held.file.kind == "monthly" and 0 < lacking < part.size
             days = self._days_of(held.file) if some else []
+            again = list[Interval]()
             for one, span in _spans(days, part.last) if days else [(held, part)]:
-                if _common(parts, span):
-                    wanted = Interval(max(span.first, hull.first), min(span.last, hull.last))
+                if not _common(parts, span):
+                    continue
+                wanted = Interval(max(span.first, hull.first), min(span.last, hull.last))
+                if one is not held and self._taken(one.file):
+                    again.append(wanted)
+                else:
                     found.append((one.file.to_json(), wanted))
+            if again:
+                found.append((held.file.to_json(), Interval(again[0].first, again[-1].last)))
         return found
+
+    def _taken(self, file: ArchiveFile) -> bool:
+        """Whether all that the file has was committed."""
+        state = read_state(self.deps.objects, file, self.mapping)
+        return state is not None and state.status == "ingested"
 
     def _days_of(self, month: ArchiveFile) -> list[Held]:
         return [d for at in _days(month.begin, month.end) if (d := self._at("daily", at))]
