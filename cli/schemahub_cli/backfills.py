@@ -84,7 +84,7 @@ def foresee(
 def _of_stream(deps: Deps, stream: Stream, request: events.BackfillInput) -> Foreseen:
     mark = deps.ledger.watermark(stream)
     # The run would commit the newest trades of a stream that nobody has pulled yet, and go on below them.
-    low = mark.low if mark else anchor.newest_chunk(deps, stream).first
+    low = mark.low if mark else anchor.foreseen(deps, stream, files=backfill.takes_files(deps, request)).first
     within = backfill.resolve(deps, stream, Wanted.parse(request.range), low)
     parts = [] if not within else coverage.missing(deps.ledger, stream, within) if mark else [within]
     if not within or not parts:

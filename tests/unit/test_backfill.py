@@ -191,7 +191,7 @@ def truth_first(world: World) -> int:
 
 def test_an_exchange_without_history_says_so(world: World) -> None:
     world.ingest(BYBIT)
-    with pytest.raises(errors.NoHistory, match="newest trades"):
+    with pytest.raises(errors.NoHistory, match=r"newest trades.*names no archive"):
         Backfill.start(world, "all", BYBIT).plan()
 
 

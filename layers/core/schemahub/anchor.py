@@ -2,24 +2,31 @@
 
 It is what a first run of one page would commit: the newest settled trades, under the stream's own lock and by the
 ordinary fenced transaction. All rules of the watermark hold from then on: an ingest goes on above it, the backfill
-below it, and where both begin at the same time one of them finds the other's commit.
+below it, and where both begin at the same time one of them finds the other's commit. Of a product that the exchange
+does not show any more it is the newest block of its archive (``archive_anchor``).
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from schemahub import ingest, mirror, plan
+from schemahub.archives import archive_of
 from schemahub.commit import Fenced, commit_segments, segment_of
 from schemahub.deps import Deps
 from schemahub.errors import ExchangeError, IncompletePage, LockBusy, LockLost, ThrottleError, UnknownProduct
 from schemahub.ledger import Watermark
-from schemahub.locks import Lease
+from schemahub.locks import Lease, Renewer
 from schemahub.mappings import load_mapping
 from schemahub.pacing import PacedExchange
 from schemahub.paging import ColdStart, Linked, paging_of
-from schemahub.streams import Chunk, Stream
+from schemahub.streams import Chunk, RawObject, Stream
+
+if TYPE_CHECKING:
+    from schemahub.archive_ingest import ArchiveReport
+    from schemahub.fetch import Fetched
 
 PAGES = (0.5, 8, 64)
 """How many pages back the newest settled trade is looked for: after a rush all of the newest page may be too young."""
@@ -27,12 +34,15 @@ WAIT_S, PAUSE_S = 300.0, 5.0
 """How long an ingest that holds the stream is waited for: its own first commit is as good."""
 
 
-def establish(deps: Deps, stream: Stream, owner: Lease, tick: Callable[[], None] = lambda: None) -> Watermark:
+def establish(
+    deps: Deps, stream: Stream, owner: Lease, tick: Callable[[], None] = lambda: None, *, files: bool = False
+) -> Watermark:
     """The stream's watermark, made by the commit of its newest settled trades where there is none.
 
     Args:
         owner: whose execution, run and attempt take the stream's lock for it.
-        tick: called while an ingest is waited for.
+        tick: called while an ingest is waited for, or a file is read.
+        files: of a product that the exchange does not show any more, take the newest rows of its archive.
 
     Raises:
         UnknownProduct: the exchange shows no such product; the nearest names that it lists are in the remedy.
@@ -51,7 +61,7 @@ def establish(deps: Deps, stream: Stream, owner: Lease, tick: Callable[[], None]
             deps.clock.sleep(PAUSE_S)
             continue
         try:
-            return _commit(deps, stream, lease)
+            return _commit(deps, stream, lease, tick, files)
         finally:
             deps.locks.release(lease)
     raise LockBusy(
@@ -68,14 +78,23 @@ def _give_back(deps: Deps, stream: Stream, owner: Lease) -> None:
         deps.locks.release(holder)
 
 
-def _commit(deps: Deps, stream: Stream, lease: Lease) -> Watermark:
+def _commit(deps: Deps, stream: Stream, lease: Lease, tick: Callable[[], None], files: bool) -> Watermark:
     # A mirror without a watermark is a table that was lost or restored: a human must look, as for an ingest.
     mirror.heal(deps.objects, deps.ledger, stream)
     if (mark := deps.ledger.watermark(stream)) is not None:
         return mark
-    chunk = newest_chunk(deps, stream)
-    found, _ = ingest.make_durable(deps, stream, chunk, lambda: None)
-    segment = segment_of(stream, found, lease.run.rsplit(":", 1)[-1], "rest", deps.clock.now_ms())
+    renewer = Renewer(deps.locks.renew, lease, deps.clock)
+
+    def both() -> None:
+        tick()
+        renewer.tick()
+
+    source = "rest"
+    try:
+        found, _ = ingest.make_durable(deps, stream, newest_chunk(deps, stream), lambda: None)
+    except UnknownProduct as error:
+        found, source = _from_files(deps, stream, error, both, files), "archive"
+    segment = segment_of(stream, found, lease.run.rsplit(":", 1)[-1], source, deps.clock.now_ms())
     outcome = commit_segments(deps.ledger, deps.locks, lease, [segment], None, deps.clock)
     mark = deps.ledger.watermark(stream)
     if isinstance(outcome, Fenced) or mark is None:
@@ -85,8 +104,52 @@ def _commit(deps: Deps, stream: Stream, lease: Lease) -> Watermark:
     return mark
 
 
+def _from_files(
+    deps: Deps, stream: Stream, unknown: UnknownProduct, tick: Callable[[], None], files: bool
+) -> RawObject:
+    """The newest rows of the stream's archive, durable. Raises ``unknown`` where there is none."""
+    newest = _archived(deps, stream, unknown, tick, files)
+    from schemahub import archive_anchor, archive_ingest
+
+    fetched, report = newest
+    found = archive_ingest.make_durable(deps, stream, fetched)
+    archive_anchor.note(deps, report)
+    return found
+
+
+def _archived(
+    deps: Deps, stream: Stream, unknown: UnknownProduct, tick: Callable[[], None], files: bool
+) -> tuple[Fetched, ArchiveReport]:
+    mapping = load_mapping(stream.exchange)
+    if archive_of(mapping) is None:
+        raise unknown
+    if not files:
+        raise UnknownProduct(
+            f"{unknown.reason}, and this backfill may not use its archive", stream=stream,
+            remedy="Files are taken by tasks: set BackfillSubnets, and leave --archives and the route to the plan.",
+        ) from unknown  # fmt: skip
+    # Here, because it loads Arrow: nearly every plan has no use for it.
+    from schemahub.archive_anchor import newest_rows
+
+    newest = newest_rows(deps, stream, tick)
+    if newest is None:
+        raise UnknownProduct(
+            f"{unknown.reason}, nor has its archive any", stream=stream, remedy=unknown.remedy
+        ) from unknown
+    return newest
+
+
+def foreseen(deps: Deps, stream: Stream, *, files: bool = False) -> Chunk:
+    """What ``establish`` would commit. Asks the exchange and its archive, writes nothing; raises what it raises."""
+    try:
+        return newest_chunk(deps, stream)
+    except UnknownProduct as error:
+        fetched, _ = _archived(deps, stream, error, lambda: None, files)
+        return fetched.chunk
+
+
 def newest_chunk(deps: Deps, stream: Stream) -> Chunk:
-    """What ``establish`` would commit. Asks the exchange, writes nothing; raises what it raises."""
+    """The newest settled trades that the exchange's API shows. Writes nothing."""
     exchange, mapping = PacedExchange.of(deps, stream.exchange), load_mapping(stream.exchange)
     paging = paging_of(mapping)
     try:

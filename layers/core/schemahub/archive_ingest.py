@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemahub import backfill, plan, raw
-from schemahub.archive_download import Downloads, Files, Issue, RequestsFiles, discard
+from schemahub.archive_download import MAX_FILE_BYTES, Downloads, Files, Issue, RequestsFiles, discard
 from schemahub.archive_layout import layout_of
 from schemahub.archive_read import Read, member_of, read_rows
 from schemahub.archive_reconcile import Found, Pieces, Rest, reconcile
@@ -210,7 +210,14 @@ def run_planned(
 
 
 def with_issue(
-    deps: Deps, file: ArchiveFile, work_dir: Path, going: Callable[[], None], files: Files | None, report: ArchiveReport
+    deps: Deps,
+    file: ArchiveFile,
+    work_dir: Path,
+    going: Callable[[], None],
+    files: Files | None,
+    report: ArchiveReport,
+    *,
+    most_bytes: int = MAX_FILE_BYTES,
 ) -> Issue:
     """Download the file into the report. Raises what ``Downloads.obtain`` does."""
     mapping = load_mapping(file.stream.exchange)
@@ -219,6 +226,7 @@ def with_issue(
     address = address_of(mapping, deps.settings.endpoints.get(mapping.exchange))
     work_dir.mkdir(parents=True, exist_ok=True)
     downloads = Downloads(files or RequestsFiles(), address, suffix, deps.clock, going)
+    downloads.most_bytes = most_bytes
     report.issue = downloads.obtain(file, work_dir)
     return report.issue
 

@@ -1,7 +1,8 @@
 """Which files of an archive are worth a task for what a backfill lacks, and which positions each of them may fill.
 
 A file's positions are what the API says of its first and last moment: ids in the file prove nothing about whose they
-are. Files that were looked for in vain a short time ago are not planned again; the days of such a month are.
+are. Only where the API does not know the product any more, the files themselves are asked (``archive_shelf``). Files
+that were looked for in vain a short time ago are not planned again; the days of such a month are.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from schemahub import seek
+from schemahub.archive_shelf import Shelf
 from schemahub.archives import archive_of, files_for, states
 from schemahub.deps import Deps
+from schemahub.errors import UnknownProduct
 from schemahub.mappings import load_mapping
 from schemahub.streams import Interval, Stream
 
@@ -32,7 +35,10 @@ def archive_files(
     if archive_of(mapping) is None or not parts:
         return []
     hull = Interval(parts[0].first, parts[-1].last)
-    span_us = _times(deps, stream, hull)
+    try:
+        span_us = _times(deps, stream, hull)
+    except UnknownProduct:
+        return Shelf(deps, stream).files(parts)
     if span_us is None:
         return []
     now_ms = deps.clock.now_ms()

@@ -15,6 +15,8 @@ from typing import Any
 
 from schemahub import anchor, concurrency, coverage, events, ingest, mirror, plan, plan_linked, seek, witness
 from schemahub.answers import Row
+from schemahub.archive_shelf import Shelf
+from schemahub.archives import archive_of
 from schemahub.backfill_notes import count, counted, stopped, want, wanted
 from schemahub.backfill_plan import (
     MAX_PLAN,
@@ -34,7 +36,7 @@ from schemahub.backfill_report import report
 from schemahub.commit import Fenced, segment_of
 from schemahub.commit_below import Seams, Torn, commit_islands, lower
 from schemahub.deps import MAX_CHUNK_PAGES, Deps, logger
-from schemahub.errors import BadConfig, BadStateInput, IncompleteChunks, LockLost, RawConflict
+from schemahub.errors import BadConfig, BadStateInput, IncompleteChunks, LockLost, RawConflict, UnknownProduct
 from schemahub.locks import Lease, Renewer
 from schemahub.mappings import load_mapping
 from schemahub.paging import Expected, Linked, paging_of
@@ -120,7 +122,8 @@ def plan_backfill(event: events.PlanBackfill, deps: Deps, archive_files: Archive
     lease, _ = deps.locks.ensure(ingest.lease_of(event), event.execution.RedriveCount)
     if status := stopped(deps, event.run.id):
         return {"status": status, "chunks": 0, "tasks": 0}
-    anchor.establish(deps, stream, lease, Renewer(deps.locks.renew, lease, deps.clock).tick)
+    tick = Renewer(deps.locks.renew, lease, deps.clock).tick
+    anchor.establish(deps, stream, lease, tick, files=takes_files(deps, request))
     lease = deps.locks.advance(lease)
     home = folder(event.run.id, stream)
     within = _within(deps, stream, Wanted.parse(request.range), f"{home}range.json")
@@ -153,6 +156,11 @@ def plan_backfill(event: events.PlanBackfill, deps: Deps, archive_files: Archive
     }
 
 
+def takes_files(deps: Deps, request: events.BackfillInput) -> bool:
+    """Whether the run may use an archive: a file is more than a function has time and room for."""
+    return request.archives and deps.settings.backfill_ecs and request.route != "lambda"
+
+
 def foresee(
     deps: Deps,
     stream: Stream,
@@ -161,9 +169,8 @@ def foresee(
     archive_files: ArchiveFiles = no_archives,
 ) -> tuple[list[Chunk], Sequence[tuple[dict[str, Any], Interval]], Estimate]:
     """Chunks or files of the missing ranges, and what they take. May ask the exchange, writes nothing."""
-    # A file is more than a function has time and room for.
-    by_files = request.archives and deps.settings.backfill_ecs and request.route != "lambda"
-    means, files = _means(deps, stream, request), archive_files(deps, stream, parts) if by_files else ()
+    means = _means(deps, stream, request)
+    files = archive_files(deps, stream, parts) if takes_files(deps, request) else ()
     if files:
         counted = paging_of(load_mapping(stream.exchange)).counted
         return [], files, estimate_files(sum(p.size for p in parts) if counted else 0, len(files), means)
@@ -186,10 +193,20 @@ def _within(deps: Deps, stream: Stream, asked: Wanted, key: str) -> Interval | N
 def resolve(deps: Deps, stream: Stream, asked: Wanted, low: int) -> Interval | None:
     """The positions of what is wanted that lie below ``low`` and in the exchange's history.
 
-    Asks the exchange, writes nothing. None where there are none.
+    Asks the exchange, or its archive's files where it does not know the product any more. Writes nothing. None where
+    there are none.
     """
     if not low:
         return None
+    try:
+        return _shown(deps, stream, asked, low)
+    except UnknownProduct:
+        if archive_of(load_mapping(stream.exchange)) is None:
+            raise
+    return Shelf(deps, stream).resolve(asked, low)
+
+
+def _shown(deps: Deps, stream: Stream, asked: Wanted, low: int) -> Interval | None:
     whole = Interval(0, low - 1)
     first, last = asked.ids or whole
     if asked.since_us is not None:

@@ -26,7 +26,10 @@ def check_history(stream: Stream) -> Mapping:
     """The mapping of an exchange that shows its history by REST. Raises NoHistory for one that does not."""
     mapping = load_mapping(stream.exchange)
     if mapping.requests.page.asks == "newest":
-        raise NoHistory(f"{mapping.name} shows only its newest trades", stream=stream)
+        raise NoHistory(
+            f"{mapping.name} shows only its newest trades, and its mapping names no archive to take history from",
+            stream=stream,
+        )
     return mapping
 
 
