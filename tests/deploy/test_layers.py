@@ -69,7 +69,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.xdist_group("sam-build")
 def test_every_function_fits_with_its_layers(build: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert layer_sizes.main([str(build)]) == 0, capsys.readouterr().err
-    assert len(layer_sizes.weights(build)) == 15
+    assert len(layer_sizes.weights(build)) == 16
 
 
 @pytest.mark.xdist_group("sam-build")

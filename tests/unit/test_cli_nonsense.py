@@ -78,7 +78,7 @@ def stack(aws: boto3.Session, nowhere: Path, monkeypatch: pytest.MonkeyPatch) ->
         made = aws.client("stepfunctions").create_state_machine(name=name, roleArn=role, definition=PASS)
         arns[name] = made["stateMachineArn"]
     where = SimpleNamespace(
-        stack="schemahub-test", where="schemahub-test (local)", local=True, deps=world.deps, session=aws,
+        stack="schemahub-test", stage="test", where="schemahub-test (local)", local=True, deps=world.deps, session=aws,
         client=lambda service: aws.client(service, region_name=REGION), database="db",
         ingest_arn=arns["ingest"], transform_arn=arns["transform"], machine_arn=arns.get, outputs={},
         bucket=world.deps.settings.bucket,
