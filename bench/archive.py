@@ -32,6 +32,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from bench.memory import peak_mib
+
 BEGIN = dt.date(2025, 3, 1)
 BEGIN_US = 1_740_787_200_000_000
 MONTH_US = 31 * 86_400_000_000
@@ -313,13 +315,7 @@ def child(name: str, path: Path, made: dict[str, Any], folder: Path) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     said = ENGINES[name](path, made, folder)
     took = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
-    print(json.dumps({**took, "peak_mb": peak_mb(), **said}))
-
-
-def peak_mb() -> int:
-    """The most memory that this process held; ``ru_maxrss`` would begin with that of the process that started it."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) // 1024
+    print(json.dumps({**took, "peak_mb": peak_mib(), **said}))
 
 
 def measure(rows: int, engines: list[str]) -> dict[str, dict[str, Any]]:

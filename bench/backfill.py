@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import requests
+
+from bench.memory import peak_mib
 
 ROOT = Path(__file__).resolve().parents[1]
 EXCHANGE, PRODUCT = "coinbase", "BTC-USD"
@@ -143,8 +144,7 @@ def measure(way: str, url: str, first: int, last: int, given: dict[str, str]) ->
         trades = run()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     assert trades == last - first + 1, f"{way} stored {trades} of {last - first + 1} trades"
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"way": way, "trades": trades, "wall_s": wall, "cpu_s": cpu, "peak_mib": peak_mib}
+    return {"way": way, "trades": trades, "wall_s": wall, "cpu_s": cpu, "peak_mib": peak_mib()}
 
 
 def in_a_child(way: str, url: str, first: int, last: int, given: dict[str, str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     python -m bench.query_export [--rows 10000000] [--json]
 
 `SELECT *` over the table's own files on local disk, as `schemahub query -o FILE` does it; and the same rows from the
-result of Athena, a CSV that is read in pieces. Peak memory is the process's own (`ru_maxrss`), with all imports.
+result of Athena, a CSV that is read in pieces. Peak memory is the process's own, with all imports.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from bench.memory import peak_mib
 
 FORMATS = ("csv", "json", "ndjson", "parquet", "arrow")
 MEMORY = "1GB"
@@ -68,7 +69,7 @@ def export(source: str, files: list[str], form: str, target: Path) -> dict[str, 
         "rows": answer.rows,
         "seconds": time.perf_counter() - began,
         "cpu_s": time.process_time() - cpu,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": peak_mib(),
         "file_mb": target.stat().st_size / 1e6,
     }
 

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import zstandard
+
+from bench.memory import peak_mib
 
 FIRST_ID = 650_000_000
 BEGIN_US = 1_718_000_000_000_000
@@ -162,8 +163,7 @@ def child(name: str, raw: Path, rows: int, sha256: str) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         size = run(raw, Path(folder), rows, sha256)
         took = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(json.dumps({**took, "peak_mb": peak, "bytes": size}))
+    print(json.dumps({**took, "peak_mb": peak_mib(), "bytes": size}))
 
 
 def measure(rows: int, repeat: int) -> list[dict[str, float | str]]:

@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import zstandard
 
+from bench.memory import peak_mib
 from bench.transform import BEGIN_US, FIRST_ID, lines
 from schemahub import query
 from schemahub.evidence import MEMORY, Content, place_of, read_raw, sum_rows
@@ -75,9 +75,7 @@ def child(check: str, root: Path) -> None:
         sums = sum_rows(query.open_files(paths, MEMORY), check != "ids of the table")[place_of(STREAM)].sums
     assert differing(sums, [span]) == []
     took = time.perf_counter() - began
-    # Not getrusage: a new process inherits the peak of the one that started it.
-    peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024  # type: ignore[index]
-    print(json.dumps({"rows": span.size, "wall_s": took, "peak_mb": peak}))
+    print(json.dumps({"rows": span.size, "wall_s": took, "peak_mb": peak_mib()}))
 
 
 def measure(sizes: list[int]) -> list[dict[str, float | str]]:

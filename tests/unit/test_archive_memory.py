@@ -21,7 +21,7 @@ CHILD = """
 import json, sys, tempfile
 from pathlib import Path
 import pyarrow as pa
-from bench.archive import peak_mb
+from bench.memory import peak_mib
 from schemahub.archive_layout import layout_of
 from schemahub.archive_read import Read, member_of, read_rows
 from schemahub.archive_sort import Spill, bucket_width
@@ -30,14 +30,14 @@ from schemahub.mappings import load_mapping
 pa.set_memory_pool(pa.system_memory_pool())
 mapping, path = load_mapping("binance"), Path(sys.argv[1])
 file, read = ArchiveFile.from_json(json.loads(sys.argv[2]), mapping), Read()
-before = peak_mb()
+before = peak_mib()
 with tempfile.TemporaryDirectory(dir=path.parent) as folder:
     spill = Spill(Path(folder) / "rows", bucket_width(10_000))
     with member_of(path, file) as plain:
         for batch in read_rows(plain, file, layout_of(mapping, file), read):
             spill.add(batch)
     rows = sum(len(spill.bucket(number)) for number in spill.numbers())
-print(json.dumps({"rows": rows, "grown": peak_mb() - before, "disordered": spill.disordered}))
+print(json.dumps({"rows": rows, "grown": peak_mib() - before, "disordered": spill.disordered}))
 """
 
 
