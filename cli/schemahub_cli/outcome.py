@@ -15,6 +15,7 @@ from schemahub.errors import SchemaHubError, permanent, remedy_of
 from schemahub.streams import Segment, Stream
 from schemahub_cli.failures import PUBLISH, Failure, Reader, TooMany
 from schemahub_cli.output import ExecutionFailed
+from schemahub_cli.positions import iso
 
 if TYPE_CHECKING:
     from schemahub.deps import Deps
@@ -42,8 +43,8 @@ class Brought:
             "streams": self.streams,
             "trades": self.trades,
             "up_to_date": self.up_to_date,
-            "from": _iso(self.first_us),
-            "to": _iso(self.last_us),
+            "from": None if self.first_us is None else iso(self.first_us),
+            "to": None if self.last_us is None else iso(self.last_us),
         }
 
     @property
@@ -169,7 +170,3 @@ def on(where: Target) -> str:
 def minute(us: int) -> str:
     """A moment (microseconds since the epoch) to the minute: ``2026-11-21 08:05``."""
     return f"{datetime.fromtimestamp(us / 1e6, UTC):%Y-%m-%d %H:%M}"
-
-
-def _iso(us: int | None) -> str | None:
-    return None if us is None else datetime.fromtimestamp(us // 1_000_000, UTC).isoformat()

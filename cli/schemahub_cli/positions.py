@@ -34,3 +34,8 @@ def extent(stream: Stream, positions: int) -> str:
         return f"{positions:,}"
     seconds = positions / NS["s"]
     return f"{seconds:.3g} s" if 0 < seconds < 10 else clock(seconds)
+
+
+def iso(us: int) -> str:
+    """A moment (microseconds since the epoch) to the second, for machines: ``2026-11-21T08:05:09+00:00``."""
+    return datetime.fromtimestamp(us // 1_000_000, UTC).isoformat()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from schemahub import ingest
@@ -20,6 +19,7 @@ from schemahub.paging import paging_of
 from schemahub.streams import Stream
 from schemahub.throttle import SharedBucket, buckets
 from schemahub.witness import newest_row
+from schemahub_cli.positions import iso
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class StreamState:
             **self.stream.to_json(),
             "low": self.low,
             "high": self.high,
-            "data_until": None if self.until_us is None else _iso(self.until_us),
+            "data_until": None if self.until_us is None else iso(self.until_us),
             "rows": self.trades.published,
             "pending_trades": self.trades.pending,
             "updated_at": self.updated_at,
@@ -117,10 +117,6 @@ def _stream(deps: Deps, stream: Stream, pending: int, heads: bool) -> StreamStat
         )
     except SchemaHubError as error:
         return StreamState(stream, pending=pending, error=f"{type(error).__name__}: {error.reason}")
-
-
-def _iso(us: int) -> str:
-    return datetime.fromtimestamp(us // 1_000_000, UTC).isoformat()
 
 
 def exchanges(deps: Deps, streams: Iterable[Stream]) -> list[ExchangeState]:
